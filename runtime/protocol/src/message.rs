@@ -1,0 +1,214 @@
+//! The messages.
+//!
+//! A connection opens with the handshake (`Challenge`, `Proof`, `Welcome`); then a process sends `Join`, or a command
+//! its `Request`. One checkpoint, seen from a process (each arrow down is a barrier over all processes):
+//!
+//! ```text
+//! coordinator            process
+//!  Suspend          ->            threads stop                       -> Suspended { objects }
+//!  Round(Quiesce,n) ->            plugins drain                      -> RoundDone { again, publish }   until none says again
+//!  Snapshot         ->            memory is frozen (fork, or copied) -> Snapshotted
+//!  Resume           ->            threads run                        -> Resumed
+//!                                 image is durable                   -> Saved
+//!  Finished         ->            (committed, or aborted with the reason)
+//! ```
+//! Each of the process's answers may be `Failed` instead; then every process gets `Resume` with the reason, at once.
+use alloc::{string::String, vec::Vec};
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol; both sides must agree exactly.
+pub const VERSION: u32 = 1;
+
+/// Why rounds are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RoundKind {
+    /// Before the snapshot: plugins drain what is in flight.
+    Quiesce,
+    /// After a restart: plugins rebuild.
+    Restart,
+}
+
+/// A published value. Keys are scoped by the plugin's name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Scope: the plugin's name.
+    pub scope: String,
+    /// Key.
+    pub key: Vec<u8>,
+    /// Value.
+    pub value: Vec<u8>,
+}
+
+/// An object which several processes may share: the coordinator finds out which do (kcmp(2) for descriptors; device and
+/// inode for memory), and writes the answer into the manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DescriptorKey {
+    /// Descriptor number.
+    pub fd: i32,
+    /// Device of the file behind it.
+    pub dev: u64,
+    /// Inode.
+    pub ino: u64,
+}
+
+/// From a process (agent) to the coordinator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromProcess {
+    /// First message after the handshake.
+    Join {
+        /// What an `Expect` announced; 0: nothing did.
+        token: u64,
+        /// Process id as getpid(2) gives it.
+        pid: i32,
+        /// Parent.
+        ppid: i32,
+        /// /proc/self/exe.
+        exe: String,
+        /// Host name.
+        host: String,
+        /// The generation this process was restarted from.
+        restarted_from: Option<u64>,
+    },
+    /// A child, or this process itself after exec, will join with this token: no generation may pass it by.
+    Expect {
+        /// Random.
+        token: u64,
+    },
+    /// The process that `Expect` announced has this pid.
+    Born {
+        /// As in `Expect`.
+        token: u64,
+        /// Its pid.
+        pid: i32,
+    },
+    /// It will not come (fork failed, exec failed, it is a static binary).
+    Unexpect {
+        /// As in `Expect`.
+        token: u64,
+    },
+    /// This connection will close by exec; the process joins again with this token.
+    Exec {
+        /// Random.
+        token: u64,
+    },
+    /// All threads stand.
+    Suspended {
+        /// Generation.
+        generation: u64,
+        /// Number of the program's threads.
+        threads: u32,
+        /// The program's descriptors.
+        descriptors: Vec<DescriptorKey>,
+    },
+    /// A round is done.
+    RoundDone {
+        /// As asked.
+        kind: RoundKind,
+        /// As asked.
+        round: u32,
+        /// A plugin wants another round.
+        again: bool,
+        /// What plugins publish; peers can query it from the next round on.
+        publish: Vec<Entry>,
+    },
+    /// Values of these keys, please.
+    Query {
+        /// (scope, key).
+        keys: Vec<(String, Vec<u8>)>,
+    },
+    /// Memory is frozen.
+    Snapshotted {
+        /// Generation.
+        generation: u64,
+        /// True: a child writes while the program runs; false: the image is written already.
+        forked: bool,
+        /// Why not forked, for people; empty otherwise.
+        note: String,
+    },
+    /// Threads run again.
+    Resumed {
+        /// Generation.
+        generation: u64,
+        /// For how long the program's threads stood still, in microseconds.
+        stopped_us: u64,
+    },
+    /// The image is durable under its temporary name in the generation's folder.
+    Saved {
+        /// Generation.
+        generation: u64,
+        /// File name in that folder.
+        file: String,
+        /// Its size in bytes.
+        bytes: u64,
+        /// Memory it stands for, in bytes.
+        memory: u64,
+    },
+    /// This process cannot do its part; the program runs on unharmed.
+    Failed {
+        /// Generation.
+        generation: u64,
+        /// What, where, what to do.
+        reason: String,
+    },
+    /// The program asks for a checkpoint (`slackwater_checkpoint()`).
+    RequestCheckpoint,
+    /// A line for the computation's log.
+    Log {
+        /// Text.
+        line: String,
+    },
+}
+
+/// From the coordinator to a process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToProcess {
+    /// Answer to `Join`.
+    Joined {
+        /// Number of this process in the computation; names its image.
+        member: u64,
+    },
+    /// Stop all threads.
+    Suspend {
+        /// Generation to be made.
+        generation: u64,
+    },
+    /// Hold a round.
+    Round {
+        /// Which.
+        kind: RoundKind,
+        /// 0, 1, 2...
+        round: u32,
+    },
+    /// Answer to `Query`, in its order; None: nobody published it.
+    Values {
+        /// Values.
+        values: Vec<Option<Vec<u8>>>,
+    },
+    /// Freeze memory.
+    Snapshot {
+        /// Generation.
+        generation: u64,
+        /// Folder (absolute) for the image's temporary name.
+        folder: String,
+        /// Write while stopped.
+        sync: bool,
+        /// Codec: 0 raw, 1 lz4, 2 zstd.
+        codec: u8,
+    },
+    /// Let threads run.
+    Resume {
+        /// Generation.
+        generation: u64,
+        /// Some: this checkpoint is off, for this reason.
+        aborted: Option<String>,
+    },
+    /// The generation's end.
+    Finished {
+        /// Generation.
+        generation: u64,
+        /// Some: it failed, for this reason; remove what was written.
+        failed: Option<String>,
+    },
+    /// End this process with SIGKILL (`slackwater kill`, `checkpoint --kill`).
+    Kill,
+}
