@@ -160,7 +160,7 @@ pub struct Process {
     pub timers: Vec<PosixTimer>,
     /// Children that ended and wait to be waited for.
     pub zombies: Vec<Zombie>,
-    /// Address, in the checkpointed process, of the agent's `RestartInfo` (see [`crate::plan`]).
+    /// Address, in the checkpointed process, of the agent's `RestartInfo` (in crate `slackwater-restorer`).
     pub restart_info: u64,
     /// Descriptors that belong to the runtime: not the program's.
     pub protected_fds: Vec<i32>,
