@@ -13,6 +13,17 @@
 //!  Finished         ->            (committed, or aborted with the reason)
 //! ```
 //! Each of the process's answers may be `Failed` instead; then every process gets `Resume` with the reason, at once.
+//!
+//! Rules that hold beside this:
+//! - Whoever got `Suspend` answers `Resumed` once for that generation, however it went (after `Failed` too): only then
+//!   is the process free for the next generation. `Resume` may come at any point after `Suspend`.
+//! - `Saved` comes when the image is durable: where it was written while stopped (`forked: false`) right after
+//!   `Snapshotted`, not after `Resume`. With `checkpoint --kill` no `Resume` comes at all, but `Kill`.
+//! - A `Query` is answered from what was published in earlier rounds of the same checkpoint or restart.
+//! - Answers that name a generation which is over are ignored.
+//!
+//! A restarted process joins with `restarted_from`, under its old pid; then `Round(Restart, n)` until none says again,
+//! then `Resume` with the generation it came from, which it answers by `Resumed`.
 use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
@@ -178,6 +189,8 @@ pub enum ToProcess {
         kind: RoundKind,
         /// 0, 1, 2...
         round: u32,
+        /// Processes that take part.
+        members: u32,
     },
     /// Answer to `Query`, in its order; None: nobody published it.
     Values {
