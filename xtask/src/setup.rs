@@ -1,0 +1,82 @@
+//! `setup`: what a bare Debian 12 with rustup's cargo lacks.
+//!
+//! Idempotent: it asks dpkg what is there, installs only what is not, and builds the guest's kernel only when the cache
+//! has none of this recipe. Where it may not install (no root, no password-free sudo) it says what to install.
+use crate::{kernel, run};
+use anyhow::{Result, bail};
+use clap::Args;
+use std::collections::HashSet;
+use std::process::Command;
+
+/// Debian packages, by what needs them.
+const PACKAGES: &[(&str, &str)] = &[
+    ("the build", "gcc libc6-dev lld pkg-config"),
+    ("the guest's kernel", "make flex bison bc xz-utils busybox-static"),
+    ("the guest", "iproute2 util-linux procps coreutils bash"),
+    ("verbs", "rdma-core ibverbs-providers ibverbs-utils rdmacm-utils perftest libibverbs-dev librdmacm-dev"),
+    ("MPI", "openmpi-bin libopenmpi-dev mpich libmpich-dev ucx-utils libfabric-bin gfortran"),
+    ("tests with other people's programs", "g++ clang libomp-dev python3 perl default-jdk-headless gdb strace tmux"),
+    ("tests with other people's allocators", "libjemalloc2 libtcmalloc-minimal4"),
+];
+
+/// `setup`'s options.
+#[derive(Args)]
+pub struct Options {
+    /// Leave the guest's kernel for later.
+    #[arg(long)]
+    no_kernel: bool,
+}
+
+/// Installs packages, then builds the guest's kernel if need be.
+pub fn run(options: &Options) -> Result<()> {
+    packages()?;
+    if !options.no_kernel {
+        kernel::ensure()?;
+    }
+    Ok(())
+}
+
+/// All that other commands need before they start.
+pub fn ensure() -> Result<()> {
+    run(&Options { no_kernel: false })
+}
+
+fn packages() -> Result<()> {
+    let wanted: Vec<&str> = PACKAGES.iter().flat_map(|(_, names)| names.split(' ')).collect();
+    let Some(installed) =
+        run::output(Command::new("dpkg-query").args(["-W", "-f", "${Package} ${db:Status-Status}\n"]))
+    else {
+        bail!(
+            "no dpkg-query here: slackwater's setup knows Debian 12 and its kin. Elsewhere install the like of: {wanted:?}"
+        );
+    };
+    let installed: HashSet<&str> = installed.lines().filter_map(|l| l.strip_suffix(" installed")).collect();
+    let missing: Vec<&str> = wanted.iter().copied().filter(|p| !installed.contains(p)).collect();
+    if missing.is_empty() {
+        println!("setup: all {} Debian packages are there", wanted.len());
+        return Ok(());
+    }
+    println!("setup: installing {} of {} Debian packages: {}", missing.len(), wanted.len(), missing.join(" "));
+    update()?;
+    let mut install = vec!["install", "-q", "-y", "--no-install-recommends"];
+    install.extend(&missing);
+    apt(&install)
+}
+
+/// Fetches the package lists.
+pub fn update() -> Result<()> {
+    apt(&["update", "-q"])
+}
+
+fn apt(args: &[&str]) -> Result<()> {
+    let mut command = if rustix::process::geteuid().is_root() {
+        Command::new("apt-get")
+    } else if run::output(Command::new("sudo").args(["-n", "true"])).is_some() {
+        let mut sudo = Command::new("sudo");
+        sudo.args(["-n", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+        sudo
+    } else {
+        bail!("not root, and sudo wants a password. Please run: sudo apt-get {}", args.join(" "));
+    };
+    run::step(command.args(args).env("DEBIAN_FRONTEND", "noninteractive"))
+}
