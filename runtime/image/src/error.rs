@@ -70,8 +70,8 @@ pub enum Problem {
         /// What is wrong.
         why: String,
     },
-    /// Bytes that belong to nothing are not zero.
-    #[error("the filling at offset {offset} ({len} bytes) is damaged: it is not zero")]
+    /// Bytes that belong to nothing are not zero, or more than alignment needs.
+    #[error("the filling at offset {offset} ({len} bytes) is damaged: it is not zero, or longer than a page")]
     Filling {
         /// Offset in the file.
         offset: u64,

@@ -13,7 +13,10 @@ pub mod checksum;
 pub mod codec;
 #[cfg(feature = "std")]
 pub mod error;
+#[cfg(feature = "std")]
+pub mod generations;
 pub mod layout;
+pub mod manifest;
 pub mod meta;
 #[cfg(feature = "std")]
 pub mod reader;

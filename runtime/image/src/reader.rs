@@ -203,21 +203,23 @@ impl Reader {
     /// All lie in the body, and none over another. Once the chunks are among them, they must also fill it.
     fn check_extents(&self, extents: Vec<Extent>) -> Result<(), Problem> {
         let page = u64::from(self.header.page_size);
-        let whole = self.directory.index.is_empty() || !self.chunks.is_empty();
         let mut end = page;
         for e in &extents {
-            let over = e.offset.checked_add(e.len).filter(|end| *end <= self.body_end);
-            let Some(over) = over.filter(|_| e.offset >= end) else {
-                return Err(self.damaged(e, "it lies outside of the file's body, or over another part"));
-            };
-            if whole && e.offset - end >= page {
+            let over = e.offset.checked_add(e.len).filter(|over| *over <= self.body_end && e.offset >= end);
+            end = over.ok_or_else(|| self.damaged(e, "it lies outside of the file's body, or over another part"))?;
+        }
+        if self.chunks.is_empty() && !self.directory.index.is_empty() {
+            return Ok(());
+        }
+        let mut end = page;
+        for e in &extents {
+            if e.offset - end >= page {
                 return Err(self.damaged(e, "bytes before it belong to nothing"));
             }
-            end = over;
+            end = e.offset + e.len;
         }
-        if whole && self.body_end - end >= page {
-            let offset = end;
-            return Err(Problem::Filling { offset, len: self.body_end - end });
+        if self.body_end - end >= page {
+            return Err(Problem::Filling { offset: end, len: self.body_end - end });
         }
         Ok(())
     }
