@@ -15,6 +15,8 @@ pub mod codec;
 pub mod error;
 #[cfg(feature = "std")]
 pub mod generations;
+#[cfg(feature = "std")]
+pub mod inspect;
 pub mod layout;
 pub mod manifest;
 pub mod meta;
