@@ -1,0 +1,149 @@
+//! Regular files, memfds, directories, devices without a state.
+use alloc::{format, vec, vec::Vec};
+
+use slackwater_socket::sys;
+
+use super::{CaptureError, Result};
+use crate::model::{Contents, File, Kind, Memfd};
+
+/// A file without a name is saved in the image up to this many bytes (holes do not count).
+const NAMELESS_LIMIT: u64 = 1 << 30;
+/// A file in /dev/shm is saved too, so that it can be made again, up to this many bytes.
+const VOLATILE_LIMIT: u64 = 64 << 20;
+
+const DELETED: &[u8] = b" (deleted)";
+const MQUEUE_MAGIC: i64 = 0x1980_0202;
+const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+
+/// A regular file or a memfd.
+pub fn regular(fd: i32, st: &libc::stat, link: Vec<u8>) -> Result<Kind> {
+    if link.starts_with(b"anon_inode:") {
+        return super::anon::describe(fd, &link);
+    }
+    if link.starts_with(b"/secretmem") {
+        return Err(CaptureError::new(
+            fd,
+            "memory of memfd_secret(2), which nobody may read, cannot be saved; close it first",
+        ));
+    }
+    let filesystem = sys::filesystem(fd).unwrap_or(0);
+    if filesystem == MQUEUE_MAGIC {
+        return Err(CaptureError::new(
+            fd,
+            format!("POSIX message queue {}: not supported; close it before the checkpoint", sys::lossy(&link)),
+        ));
+    }
+    let deleted = st.st_nlink == 0;
+    let mut path = link;
+    let mut memfd = None;
+    if deleted && let Some(stripped) = path.strip_suffix(DELETED) {
+        path = stripped.to_vec();
+        // All memfds live on a kernel-internal tmpfs or hugetlbfs and are called `/memfd:NAME`; a file of that name in
+        // the root directory would have another answer to F_GET_SEALS only on other file systems, so both are asked.
+        if let Some(name) = path.strip_prefix(b"/memfd:")
+            && let Ok(seals) = sys::fcntl(fd, 1034 /* F_GET_SEALS */, 0)
+        {
+            let huge = (filesystem == HUGETLBFS_MAGIC).then(|| (st.st_blksize as u64).trailing_zeros());
+            memfd = Some(Memfd { seals, huge });
+            path = name.to_vec();
+        }
+    }
+    let offset = sys::lseek(fd, 0, libc::SEEK_CUR).map_err(|e| CaptureError::call(fd, "lseek", e))?;
+    Ok(Kind::File(File {
+        path,
+        memfd,
+        deleted,
+        offset,
+        size: st.st_size as u64,
+        mode: st.st_mode & 0o7777,
+        mtime_ns: st.st_mtime * 1_000_000_000 + st.st_mtime_nsec,
+        contents: None,
+    }))
+}
+
+/// Takes the bytes of a file that a restart may have to make again.
+pub fn contents(fd: i32, file: &mut File) -> Result<()> {
+    let volatile = file.path.starts_with(b"/dev/shm/") && !file.deleted;
+    if !(file.deleted || (volatile && file.size <= VOLATILE_LIMIT)) {
+        return Ok(());
+    }
+    // Through a description of our own: the program's may be write-only, and SEEK_DATA would move its offset.
+    let own = match sys::open(&sys::proc_path("/proc/self/fd/", fd), libc::O_RDONLY) {
+        Ok(own) => own,
+        Err(_) if volatile => return Ok(()),
+        Err(e) => {
+            return Err(CaptureError::new(
+                fd,
+                format!(
+                    "{} was deleted while open, and reading it for the image failed with {e}",
+                    sys::lossy(&file.path)
+                ),
+            ));
+        }
+    };
+    let mut out = Contents::default();
+    let mut total = 0;
+    let mut at = 0u64;
+    while at < file.size {
+        let data = match sys::lseek(own.0, at as i64, libc::SEEK_DATA) {
+            Ok(data) => data as u64,
+            Err(sys::Errno(libc::ENXIO)) => break,
+            // A file system without holes.
+            Err(_) => at,
+        };
+        let end = sys::lseek(own.0, data as i64, libc::SEEK_HOLE).map_or(file.size, |end| end as u64).min(file.size);
+        total += end.saturating_sub(data);
+        if total > NAMELESS_LIMIT {
+            return Err(CaptureError::new(
+                fd,
+                format!(
+                    "{} was deleted while open and holds over {NAMELESS_LIMIT} bytes, too many for the image",
+                    sys::lossy(&file.path)
+                ),
+            ));
+        }
+        let mut bytes = vec![0u8; end.saturating_sub(data) as usize];
+        let mut got = 0;
+        while got < bytes.len() {
+            match sys::pread(own.0, &mut bytes[got..], data + got as u64) {
+                Ok(0) => break,
+                Ok(n) => got += n,
+                Err(e) => return Err(CaptureError::call(fd, "reading a deleted file", e)),
+            }
+        }
+        bytes.truncate(got);
+        out.extents.push((data, bytes));
+        if end <= at {
+            break;
+        }
+        at = end;
+    }
+    file.contents = Some(out);
+    Ok(())
+}
+
+/// A directory.
+pub fn directory(fd: i32, st: &libc::stat, link: Vec<u8>) -> Result<Kind> {
+    let deleted = st.st_nlink == 0 || link.ends_with(DELETED);
+    let path = if deleted { link.strip_suffix(DELETED).map_or(link.clone(), <[u8]>::to_vec) } else { link };
+    let offset = sys::lseek(fd, 0, libc::SEEK_CUR).map_err(|e| CaptureError::call(fd, "lseek", e))?;
+    Ok(Kind::Directory { path, offset, deleted })
+}
+
+/// A character or block device that has nothing but an offset.
+pub fn device(fd: i32, st: &libc::stat, link: Vec<u8>) -> Result<Kind> {
+    let (major, minor) = (libc::major(st.st_rdev), libc::minor(st.st_rdev));
+    let block = st.st_mode & libc::S_IFMT == libc::S_IFBLK;
+    // <linux/major.h> MEM_MAJOR: null 3, zero 5, full 7, random 8, urandom 9, kmsg 11.
+    if !(block || major == 1 && matches!(minor, 3 | 5 | 7 | 8 | 9 | 11)) {
+        return Err(CaptureError::new(
+            fd,
+            format!(
+                "device {} ({major}:{minor}): its driver's state cannot be saved; close it before the checkpoint, or use a plugin that knows it",
+                sys::lossy(&link)
+            ),
+        ));
+    }
+    let offset = sys::lseek(fd, 0, libc::SEEK_CUR).unwrap_or(0);
+    Ok(Kind::Device { path: link, rdev: st.st_rdev, offset })
+}

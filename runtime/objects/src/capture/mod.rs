@@ -1,0 +1,206 @@
+//! Capture of the calling process's descriptors, by asking the kernel.
+//!
+//! Rules: one thread runs, the program's stand; nothing is taken out of a queue, no offset moves, no flag changes; an
+//! object that no restart could bring back makes the capture fail with a sentence that says so, and the program runs on.
+//!
+//! Three steps, since other processes of the computation may still be running when this one stands: [`survey`] finds out
+//! what there is (and refuses); when *all* stand, [`quiet`] says whether bytes are still under way to a peer; [`fill`]
+//! then takes offsets, counters and unread bytes.
+use alloc::{format, string::String, vec::Vec};
+use core::fmt;
+
+use slackwater_socket::sys::{self, Errno};
+
+use crate::model::{Descriptor, Kind, Open, Owner, Table};
+
+mod anon;
+mod fdinfo;
+mod file;
+mod pipe;
+mod tty;
+mod watch;
+
+/// Why a process cannot be checkpointed as it is; the program runs on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaptureError {
+    /// Descriptor; -1: none in particular.
+    pub fd: i32,
+    /// What it is, and what to do.
+    pub reason: String,
+}
+
+impl CaptureError {
+    pub(crate) fn new(fd: i32, reason: impl Into<String>) -> Self {
+        Self { fd, reason: reason.into() }
+    }
+
+    pub(crate) fn call(fd: i32, what: &str, error: Errno) -> Self {
+        Self::new(fd, format!("{what} failed with {error}"))
+    }
+}
+
+impl fmt::Display for CaptureError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.fd < 0 { f.write_str(&self.reason) } else { write!(f, "descriptor {}: {}", self.fd, self.reason) }
+    }
+}
+
+impl core::error::Error for CaptureError {}
+
+pub(crate) type Result<T> = core::result::Result<T, CaptureError>;
+
+/// All of it at once: for a process whose peers all stand already.
+///
+/// `exclude` are descriptors that belong to the runtime.
+///
+/// # Errors
+/// An object that cannot be brought back (see docs/coverage.md), or a kernel that does not answer.
+pub fn capture(exclude: &[i32]) -> Result<Table> {
+    let mut table = survey(exclude)?;
+    fill(&mut table)?;
+    Ok(table)
+}
+
+/// What there is: numbers, descriptions, kinds. Fails early for what cannot be brought back.
+///
+/// # Errors
+/// As [`capture`].
+pub fn survey(exclude: &[i32]) -> Result<Table> {
+    let numbers = sys::descriptors().map_err(|e| CaptureError::call(-1, "listing /proc/self/fd", e))?;
+    let mut table = Table::default();
+    // Descriptors sorted by inode, then by the kernel's order of descriptions: duplicates are found by binary search.
+    let mut known: Vec<(u64, u64, i32, u32)> = Vec::with_capacity(numbers.len());
+    let pid = sys::getpid();
+    for fd in numbers {
+        if exclude.contains(&fd) {
+            continue;
+        }
+        // A descriptor that is gone by now belonged to the lister.
+        let Ok(flags) = sys::fcntl(fd, libc::F_GETFD, 0) else { continue };
+        let st = sys::fstat(fd).map_err(|e| CaptureError::call(fd, "fstat", e))?;
+        let mut failed = None;
+        let place = known.binary_search_by(|&(dev, ino, other, _)| {
+            (dev, ino).cmp(&(st.st_dev, st.st_ino)).then_with(|| match sys::kcmp_file(pid, other, fd) {
+                Ok(0) => core::cmp::Ordering::Equal,
+                Ok(1) => core::cmp::Ordering::Less,
+                Ok(_) => core::cmp::Ordering::Greater,
+                Err(e) => {
+                    failed = Some(e);
+                    core::cmp::Ordering::Less
+                }
+            })
+        });
+        if let Some(e) = failed {
+            return Err(CaptureError::new(
+                fd,
+                format!(
+                    "kcmp(2), which tells whether two descriptors are one, failed with {e}; the kernel needs CONFIG_KCMP"
+                ),
+            ));
+        }
+        let open = match place {
+            Ok(at) => known[at].3,
+            Err(at) => {
+                let open = table.opens.len() as u32;
+                known.insert(at, (st.st_dev, st.st_ino, fd, open));
+                table.opens.push(describe(fd, &st)?);
+                open
+            }
+        };
+        table.descriptors.push(Descriptor { fd, cloexec: flags & libc::FD_CLOEXEC != 0, open });
+    }
+    Ok(table)
+}
+
+/// Whether every byte that this process sent has arrived at its peer (or its peer is outside the computation, or gone).
+/// While it is not, hold another round; a queue that the peer's full window keeps from emptying is handled by [`fill`].
+pub fn quiet(_table: &Table) -> bool {
+    true
+}
+
+/// Takes what changes: offsets, counters, unread bytes, socket states. All processes of the computation must stand.
+///
+/// # Errors
+/// As [`capture`].
+pub fn fill(table: &mut Table) -> Result<()> {
+    table.realtime_ns = sys::clock(libc::CLOCK_REALTIME).map_err(|e| CaptureError::call(-1, "clock_gettime", e))?;
+    let mut saved: Vec<(u64, u64)> = Vec::new();
+    for i in 0..table.opens.len() {
+        let fd = table.opens[i].fd;
+        let st = sys::fstat(fd).map_err(|e| CaptureError::call(fd, "fstat", e))?;
+        let mut open = describe(fd, &st)?;
+        // An inode's bytes are taken once, however many descriptions this process has of it.
+        let key = (open.dev, open.ino);
+        let readable = open.flags & libc::O_ACCMODE != libc::O_WRONLY;
+        if !saved.contains(&key) {
+            match &mut open.kind {
+                Kind::File(file) => {
+                    file::contents(fd, file)?;
+                    if file.contents.is_some() {
+                        saved.push(key);
+                    }
+                }
+                Kind::Pipe(pipe) if readable => {
+                    pipe::unread(fd, pipe)?;
+                    saved.push(key);
+                }
+                _ => {}
+            }
+        }
+        table.opens[i] = open;
+    }
+    watch::resolve(table)
+}
+
+/// One entry a description: what the coordinator compares between processes by kcmp(2).
+pub fn keys(table: &Table) -> impl Iterator<Item = (i32, u64, u64)> + '_ {
+    table.opens.iter().map(|open| (open.fd, open.dev, open.ino))
+}
+
+// All that can be said of an open file description without its contents.
+fn describe(fd: i32, st: &libc::stat) -> Result<Open> {
+    let flags = sys::fcntl(fd, libc::F_GETFL, 0).map_err(|e| CaptureError::call(fd, "fcntl(F_GETFL)", e))?;
+    let link = sys::readlink(&sys::proc_path("/proc/self/fd/", fd))
+        .map_err(|e| CaptureError::call(fd, "readlink of /proc/self/fd", e))?;
+    let mut open = Open {
+        fd,
+        dev: st.st_dev,
+        ino: st.st_ino,
+        flags,
+        owner: None,
+        locks: Vec::new(),
+        kind: Kind::Place { path: Vec::new() },
+    };
+    if flags & libc::O_PATH != 0 {
+        open.kind = Kind::Place { path: link };
+        return Ok(open);
+    }
+    open.owner = owner(fd);
+    let format = st.st_mode & libc::S_IFMT;
+    open.kind = match format {
+        libc::S_IFREG => {
+            open.locks = fdinfo::locks(&fdinfo::read(fd)?);
+            file::regular(fd, st, link)?
+        }
+        libc::S_IFDIR => {
+            open.locks = fdinfo::locks(&fdinfo::read(fd)?);
+            file::directory(fd, st, link)?
+        }
+        libc::S_IFIFO => pipe::describe(fd, flags, link)?,
+        libc::S_IFCHR => tty::or_device(fd, st, link)?,
+        libc::S_IFBLK => file::device(fd, st, link)?,
+        libc::S_IFSOCK => return Err(CaptureError::new(fd, "a socket: not supported by this build")),
+        // Anonymous inodes have no format bits (from Linux 6.16 on, some have S_IFREG: see `file::regular`).
+        _ => anon::describe(fd, &link)?,
+    };
+    Ok(open)
+}
+
+// Receiver of SIGIO, if there is one or a signal was chosen.
+fn owner(fd: i32) -> Option<Owner> {
+    // struct f_owner_ex of <fcntl.h>.
+    let mut ex = [0i32; 2];
+    sys::fcntl_with(fd, 16 /* F_GETOWN_EX */, &mut ex).ok()?;
+    let signal = sys::fcntl(fd, 11 /* F_GETSIG */, 0).ok()?;
+    (ex[1] != 0 || signal != 0).then_some(Owner { kind: ex[0], id: ex[1], signal })
+}

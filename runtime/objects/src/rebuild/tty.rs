@@ -1,0 +1,141 @@
+//! Terminals: ptys whose master is in the computation are made anew, with the old number where it is free; other terminals
+//! are the world outside.
+use std::collections::BTreeMap;
+use std::io;
+
+use super::{Id, Prepared, Result, os, outside};
+use crate::model::{Kind, Master, Terminal};
+
+const TCSETS2: u64 = 0x402c_542b;
+const TIOCSWINSZ: u64 = 0x5414;
+const TIOCSPTLCK: u64 = 0x4004_5431;
+const TIOCPKT: u64 = 0x5420;
+const TIOCGPTN: u64 = 0x8004_5430;
+const TIOCGPTPEER: u64 = 0x5441;
+
+/// /dev/tty: means another terminal in each session, so each process opens it itself.
+pub fn is_controlling(terminal: &Terminal) -> bool {
+    (libc::major(terminal.rdev), libc::minor(terminal.rdev)) == (5, 0)
+}
+
+// The pty number of a slave.
+fn slave_number(rdev: u64) -> Option<u32> {
+    let (major, minor) = (libc::major(rdev), libc::minor(rdev));
+    // UNIX98_PTY_SLAVE_MAJOR and the seven after it, 2^20 numbers in all since minors have 20 bits.
+    (136..=143).contains(&major).then(|| (major - 136) * (1 << 20) + minor)
+}
+
+/// All terminals of the computation.
+pub fn all(p: &mut Prepared<'_>) -> Result<()> {
+    let mut masters: BTreeMap<u32, i32> = BTreeMap::new();
+    let groups = p.groups.iter();
+    let mut wanted: Vec<(u32, Id, Master)> = groups
+        .iter()
+        .filter_map(|(lead, _)| match &p.open(*lead).kind {
+            Kind::Master(master) => Some((master.number, *lead, master.clone())),
+            _ => None,
+        })
+        .collect();
+    wanted.sort_by_key(|(number, ..)| *number);
+    for (number, lead, master) in wanted {
+        let fd = make(p, lead, &master).map_err(|e| p.error(lead, format!("making pty {number}"), e))?;
+        masters.insert(number, fd);
+    }
+    for (lead, _) in groups {
+        let open = p.open(lead).clone();
+        let Kind::Terminal(terminal) = &open.kind else { continue };
+        let inside = slave_number(terminal.rdev).and_then(|n| masters.get(&n).copied());
+        if let Some(master) = inside {
+            let flags = open.flags & (libc::O_ACCMODE | libc::O_NONBLOCK) | libc::O_NOCTTY;
+            let fd = os::ioctl(master, TIOCGPTPEER, (flags | libc::O_CLOEXEC) as u64)
+                .and_then(|fd| os::raise(fd, p.base))
+                .map_err(|e| p.error(lead, "opening a pty's slave", e))?;
+            p.made.insert(lead, fd);
+            p.terminals.entry(terminal.rdev).or_insert(fd);
+        } else if !is_controlling(terminal) {
+            out(p, lead, terminal)?;
+        }
+    }
+    // Locks last: a locked slave cannot be opened.
+    for (lead, _) in p.groups.iter() {
+        if let Kind::Master(Master { locked: true, .. }) = &p.open(lead).kind {
+            os::ioctl_with(p.made[&lead], TIOCSPTLCK, &mut 1i32).map_err(|e| p.error(lead, "locking a pty", e))?;
+        }
+    }
+    Ok(())
+}
+
+fn make(p: &mut Prepared<'_>, lead: Id, master: &Master) -> io::Result<i32> {
+    // The kernel gives the lowest free number: lower ones are held until the old number comes up, or is passed.
+    let mut passed = Vec::new();
+    let flags = p.open(lead).flags & (libc::O_ACCMODE | libc::O_NONBLOCK) | libc::O_NOCTTY;
+    let fd = loop {
+        let fd = os::raise(os::open(b"/dev/ptmx", flags, 0)?, p.base)?;
+        let mut number = 0u32;
+        os::ioctl_with(fd, TIOCGPTN, &mut number)?;
+        if number >= master.number || passed.len() >= 256 {
+            if number != master.number {
+                p.warn(lead, format!("/dev/pts/{} is taken here; the pty is /dev/pts/{number} now", master.number));
+            }
+            break fd;
+        }
+        passed.push(fd);
+    };
+    passed.into_iter().for_each(os::close);
+    os::ioctl_with(fd, TIOCSPTLCK, &mut 0i32)?;
+    set_modes(fd, &master.modes)?;
+    os::ioctl_with(fd, TIOCSWINSZ, &mut master.window.clone())?;
+    if master.packet {
+        os::ioctl_with(fd, TIOCPKT, &mut 1i32)?;
+    }
+    if master.unread > 0 {
+        p.warn(lead, format!("{} bytes written to the pty's slave and not read by its master are lost", master.unread));
+    }
+    p.made.insert(lead, fd);
+    Ok(fd)
+}
+
+// A terminal outside: the restart's own, in the modes that the program had set.
+fn out(p: &mut Prepared<'_>, lead: Id, terminal: &Terminal) -> Result<()> {
+    let fd = match outside::follows(p, lead) {
+        Some(number) => {
+            p.leads_out.insert(lead);
+            outside::standard(p, lead, number)
+        }
+        None => outside::terminal(p),
+    };
+    match fd {
+        Some(fd) if os::is_terminal(fd) => {
+            if let Err(e) = set_modes(fd, &terminal.modes) {
+                p.warn(lead, format!("setting the terminal's modes: {e}"));
+            }
+            if !p.leads_out.contains(&lead) {
+                let copy = os::copy(fd, p.base).map_err(|e| p.error(lead, "copying the terminal's descriptor", e))?;
+                p.made.insert(lead, copy);
+            }
+        }
+        Some(_) => {}
+        None => {
+            p.warn(
+                lead,
+                format!(
+                    "the terminal {} is outside, and the restart has none: /dev/null stands for it",
+                    String::from_utf8_lossy(&terminal.path)
+                ),
+            );
+            let null = os::open(b"/dev/null", libc::O_RDWR, 0)
+                .and_then(|fd| os::raise(fd, p.base))
+                .map_err(|e| p.error(lead, "opening /dev/null", e))?;
+            p.made.insert(lead, null);
+        }
+    }
+    Ok(())
+}
+
+fn set_modes(fd: i32, modes: &[u8]) -> io::Result<()> {
+    // 44 bytes: struct termios2. Empty: the terminal had hung up.
+    if modes.len() != 44 {
+        return Ok(());
+    }
+    os::ioctl_bytes(fd, TCSETS2, &mut modes.to_vec()).map(|_| ())
+}

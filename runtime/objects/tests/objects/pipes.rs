@@ -1,0 +1,172 @@
+//! Pipes, FIFOs, ptys, the world outside.
+use super::harness::*;
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new(
+            "pipe-unread",
+            || {
+                let (r, w) = pipe();
+                at_number(r, 10);
+                at_number(w, 11);
+                fcntl(11, libc::F_SETPIPE_SZ, 1 << 18);
+                fcntl(11, libc::F_SETFL, libc::O_NONBLOCK);
+                write_all(11, &pattern(200_000));
+            },
+            |_| {
+                assert_eq!(fcntl(10, libc::F_GETPIPE_SZ, 0), 1 << 18);
+                assert_eq!(fcntl(11, libc::F_GETFL, 0) & libc::O_NONBLOCK, libc::O_NONBLOCK);
+                assert_eq!(fcntl(10, libc::F_GETFL, 0) & libc::O_NONBLOCK, 0);
+                assert_eq!(read_some(10, 200_000), pattern(200_000));
+                write_all(11, b"next");
+                assert_eq!(read_some(10, 4), b"next");
+                // EOF when the only writer closes: no end of it is left anywhere else.
+                unsafe { libc::close(11) };
+                assert_eq!(read_once(10).expect("read"), b"");
+            },
+        ),
+        Case::new(
+            "pipe-full-64k",
+            || {
+                let (r, w) = pipe();
+                at_number(r, 10);
+                at_number(w, 11);
+                write_all(11, &pattern(65536));
+            },
+            |_| assert_eq!(read_some(10, 65536), pattern(65536)),
+        ),
+        Case::new(
+            "pipe-packets",
+            || {
+                let mut ends = [0; 2];
+                assert_eq!(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_DIRECT) }, 0);
+                at_number(ends[0], 10);
+                at_number(ends[1], 11);
+                for n in 1..=5 {
+                    write_all(11, &pattern(n * 10));
+                }
+            },
+            |_| {
+                for n in 1..=5 {
+                    assert_eq!(read_once(10).expect("read"), pattern(n * 10));
+                }
+                write_all(11, b"a");
+                write_all(11, b"b");
+                assert_eq!(read_once(10).expect("read"), b"a");
+            },
+        ),
+        Case {
+            differ: |n| unsafe {
+                // Process 0 keeps the write end, process 1 the read end.
+                libc::close(if n == 0 { 10 } else { 11 });
+            },
+            ..Case::new(
+                "pipe-between-processes",
+                || {
+                    let (r, w) = pipe();
+                    at_number(r, 10);
+                    at_number(w, 11);
+                    write_all(11, b"before");
+                },
+                |n| {
+                    if n == 0 {
+                        write_all(11, b" after");
+                        unsafe { libc::close(11) };
+                    } else {
+                        assert_eq!(read_some(10, 12), b"before after");
+                        assert_eq!(read_once(10).expect("read"), b"");
+                    }
+                },
+            )
+        }
+        .processes(2),
+        Case::new(
+            "pipe-writer-gone",
+            || {
+                let (r, w) = pipe();
+                at_number(r, 10);
+                write_all(w, b"last words");
+                unsafe { libc::close(w) };
+                let (r, w) = pipe();
+                at_number(w, 11);
+                unsafe { libc::close(r) };
+            },
+            |_| {
+                assert_eq!(read_some(10, 10), b"last words");
+                assert_eq!(read_once(10).expect("read"), b"");
+                assert_eq!(unsafe { libc::write(11, b"x".as_ptr().cast(), 1) }, -1);
+                assert_eq!(errno(), libc::EPIPE);
+            },
+        ),
+        Case {
+            // Standard output and error are pipes to the test's runner.
+            check_original: false,
+            ..Case::new(
+                "outside-standard",
+                || {
+                    assert_eq!(fcntl(1, libc::F_DUPFD, 30), 30);
+                },
+                |_| {
+                    write_all(30, b"to the restart's standard output");
+                    let (a, b) = (
+                        slackwater_socket::sys::fstat(1).expect("stat"),
+                        slackwater_socket::sys::fstat(30).expect("stat"),
+                    );
+                    assert_eq!(a.st_ino, b.st_ino);
+                    assert_ne!(slackwater_socket::sys::fstat(2).expect("stat").st_ino, a.st_ino);
+                },
+            )
+        },
+        Case::new(
+            "fifo",
+            || {
+                let _ = std::fs::remove_file("fifo");
+                assert_eq!(unsafe { libc::mkfifo(c"fifo".as_ptr(), 0o600) }, 0);
+                at_number(open("fifo", libc::O_RDONLY | libc::O_NONBLOCK), 10);
+                at_number(open("fifo", libc::O_WRONLY), 11);
+                write_all(11, b"through a name");
+            },
+            |_| {
+                assert_eq!(read_some(10, 14), b"through a name");
+                assert_eq!(read_once(10).expect_err("nothing").raw_os_error(), Some(libc::EAGAIN));
+                write_all(11, b"x");
+                assert_eq!(read_some(10, 1), b"x");
+            },
+        ),
+        Case::new(
+            "pty",
+            || {
+                let (mut master, mut slave) = (0, 0);
+                let size = libc::winsize { ws_row: 33, ws_col: 77, ws_xpixel: 0, ws_ypixel: 0 };
+                let null = std::ptr::null_mut();
+                assert_eq!(unsafe { libc::openpty(&mut master, &mut slave, null, null.cast(), &size) }, 0);
+                at_number(master, 10);
+                at_number(slave, 11);
+                let mut modes = modes_of(11);
+                modes.c_lflag &= !(libc::ICANON | libc::ECHO);
+                assert_eq!(unsafe { libc::tcsetattr(11, libc::TCSANOW, &modes) }, 0);
+            },
+            |_| {
+                let mut size: libc::winsize = unsafe { std::mem::zeroed() };
+                assert_eq!(unsafe { libc::ioctl(11, libc::TIOCGWINSZ, &mut size) }, 0);
+                assert_eq!((size.ws_row, size.ws_col), (33, 77));
+                assert_eq!(modes_of(11).c_lflag & (libc::ICANON | libc::ECHO), 0);
+                // Raw input arrives without a newline, and nothing is echoed.
+                write_all(10, b"k");
+                assert_eq!(read_some(11, 1), b"k");
+                write_all(11, b"answer\n");
+                assert_eq!(read_some(10, 8), b"answer\r\n");
+            },
+        ),
+    ]
+}
+
+fn modes_of(fd: i32) -> libc::termios {
+    let mut modes: libc::termios = unsafe { std::mem::zeroed() };
+    assert_eq!(unsafe { libc::tcgetattr(fd, &mut modes) }, 0);
+    modes
+}
+
+pub fn pattern(n: usize) -> Vec<u8> {
+    (0..n as u32).flat_map(|i| (i.wrapping_mul(2_654_435_761) >> 24).to_le_bytes().into_iter().take(1)).collect()
+}
