@@ -70,14 +70,14 @@ fn main() {
         move || random.chunks(1 << 20).for_each(|c| black_box(&mut out).copy_from_slice(c))
     });
     for (name, memory) in [("random", &random), ("numbers", &numbers), ("zeros", &zeros)] {
-        for codec in [Codec::Raw, Codec::Lz4] {
+        for codec in [Codec::Raw, Codec::Lz4, Codec::Zstd] {
             best(&format!("write to nowhere, {codec}, {name}"), || {
                 black_box(write(Nothing, codec, memory, true));
             });
         }
     }
     for (name, memory) in [("random", &random), ("numbers", &numbers)] {
-        for codec in [Codec::Raw, Codec::Lz4] {
+        for codec in [Codec::Raw, Codec::Lz4, Codec::Zstd] {
             let mut bytes = 0;
             best(&format!("write to {}, {codec}, {name}", path.display()), || {
                 bytes = write(File::create(&path).expect("create"), codec, memory, true);

@@ -1,6 +1,6 @@
 //! Zero pages, and blocks compressed and decompressed.
 //!
-//! Rules: no allocation but at [`Compressor::new`]; decoding writes into a buffer whose length the index has bounded,
+//! Rules: no allocation in compressing but at [`Compressor::new`]; decoding writes into a buffer whose length the index has bounded,
 //! and content that does not fill it exactly is an error.
 use crate::layout::{Codec, MAX_BLOCK};
 use alloc::{vec, vec::Vec};
@@ -23,6 +23,9 @@ pub enum Compressor {
         /// Output.
         out: Vec<u8>,
     },
+    /// zstd frames.
+    #[cfg(feature = "zstd")]
+    Zstd(crate::zstd::Encoder),
 }
 
 impl Compressor {
@@ -34,7 +37,9 @@ impl Compressor {
                 table: CompressTable::large(),
                 out: vec![0; get_maximum_output_size(MAX_BLOCK)],
             }),
-            Codec::Zero | Codec::Zstd => None,
+            #[cfg(feature = "zstd")]
+            Codec::Zstd => Some(Compressor::Zstd(crate::zstd::Encoder::new())),
+            _ => None,
         }
     }
 
@@ -47,6 +52,8 @@ impl Compressor {
                 let len = compress_into_with_table(block, out, table).ok()?;
                 (Codec::Lz4, out.get(..len)?)
             }
+            #[cfg(feature = "zstd")]
+            Compressor::Zstd(encoder) => (Codec::Zstd, encoder.compress(block)?),
         };
         (out.len() <= block.len() - block.len() / 8).then_some((codec, out))
     }
@@ -59,6 +66,9 @@ impl Compressor {
 pub fn decompress(codec: Codec, stored: &[u8], out: &mut [u8]) -> Result<(), &'static str> {
     let len = match codec {
         Codec::Lz4 => decompress_into(stored, out).map_err(|_| "its content is no LZ4 block of that length")?,
+        #[cfg(feature = "zstd")]
+        Codec::Zstd => crate::zstd::decompress(stored, out).ok_or("its content is no zstd frame of that length")?,
+        #[cfg(not(feature = "zstd"))]
         Codec::Zstd => return Err("it is compressed with zstd, and this build of slackwater is without it"),
         Codec::Zero | Codec::Raw => return Err("it is not compressed"),
     };

@@ -25,3 +25,5 @@ pub mod reader;
 #[cfg(feature = "std")]
 pub mod verify;
 pub mod writer;
+#[cfg(feature = "zstd")]
+mod zstd;

@@ -32,7 +32,7 @@ proptest! {
         seed in any::<u64>(),
         // Lengths of the runs, gaps between them, whether zero pages are dropped.
         runs in proptest::collection::vec((0usize..400, 0u64..3, any::<bool>()), 0..12),
-        lz4 in any::<bool>(),
+        codec in prop::sample::select(vec![Codec::Raw, Codec::Lz4, Codec::Zstd]),
     ) {
         let content: Vec<Vec<u8>> = runs.iter().enumerate().map(|(i, r)| memory(r.0, seed ^ i as u64)).collect();
         let mut at = 0x7000_0000_0000;
@@ -51,7 +51,6 @@ proptest! {
                 at += PAGE as u64;
             }
         }
-        let codec = if lz4 { Codec::Lz4 } else { Codec::Raw };
         let (bytes, summary) = image(codec, &input, &[("a", b"1"), ("empty", b"")]);
         let reader = open(&bytes);
         prop_assert_eq!(pages(&reader), expected.clone());
