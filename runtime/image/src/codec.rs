@@ -3,7 +3,8 @@
 //! Rules: no allocation in compressing but at [`Compressor::new`]; decoding writes into a buffer whose length the index has bounded,
 //! and content that does not fill it exactly is an error.
 use crate::layout::{Codec, MAX_BLOCK};
-use alloc::{vec, vec::Vec};
+use crate::writer::{WriteError, zeroed};
+use alloc::vec::Vec;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
 
 /// Whether all bytes are zero. Looks at 64 bytes at a time, so that a page with content costs one cache line, mostly.
@@ -29,17 +30,20 @@ pub enum Compressor {
 }
 
 impl Compressor {
-    /// Working memory for `codec`; None: this build cannot write it.
-    pub fn new(codec: Codec) -> Option<Compressor> {
+    /// Working memory for `codec`.
+    ///
+    /// # Errors
+    /// This build cannot write it, or there is no memory.
+    pub fn new(codec: Codec) -> Result<Compressor, WriteError> {
         match codec {
-            Codec::Raw => Some(Compressor::Raw),
-            Codec::Lz4 => Some(Compressor::Lz4 {
-                table: CompressTable::large(),
-                out: vec![0; get_maximum_output_size(MAX_BLOCK)],
-            }),
+            Codec::Raw => Ok(Compressor::Raw),
+            Codec::Lz4 => {
+                let out = zeroed(get_maximum_output_size(MAX_BLOCK))?;
+                Ok(Compressor::Lz4 { table: CompressTable::large(), out })
+            }
             #[cfg(feature = "zstd")]
-            Codec::Zstd => Some(Compressor::Zstd(crate::zstd::Encoder::new())),
-            _ => None,
+            Codec::Zstd => Ok(Compressor::Zstd(crate::zstd::Encoder::new()?)),
+            _ => Err(WriteError::Options("this codec")),
         }
     }
 

@@ -1,7 +1,8 @@
 //! The streaming writer: runs in the forked child of a stopped program (or in the stopped program itself).
 //!
 //! Rules: `alloc` only from the agent's arena, and bounded: a write buffer, a codec's working memory, one block of the
-//! index, whatever the amount of memory saved. No system call but through [`Sink`]. Nothing here panics. The file is
+//! index, whatever the amount of memory saved; what is larger than a few pages is asked for in a way that may fail (the
+//! program must live on). No system call but through [`Sink`]. Nothing here panics. The file is
 //! written from its first byte to its last, each byte once, in writes as large as the caller's runs.
 use crate::checksum::{Hasher, checksum};
 use crate::codec::{Compressor, is_zero};
@@ -80,6 +81,9 @@ pub enum WriteError {
     /// Misuse: a section's name or length.
     #[error("a section's {0}: this is a defect of slackwater's agent or of a plugin, please report it")]
     Section(&'static str),
+    /// No memory for the writer itself.
+    #[error("no {0} bytes of memory for writing the image; raise the memory limit of the program (ulimit -v, cgroup)")]
+    Memory(usize),
 }
 
 fn hint(errno: i32) -> &'static str {
@@ -90,6 +94,27 @@ fn hint(errno: i32) -> &'static str {
         5 => " (EIO): the disk has a fault; choose another --dir",
         _ => "",
     }
+}
+
+/// Makes room for `more` elements, or says that there is none.
+pub(crate) fn reserve<T>(vec: &mut Vec<T>, more: usize) -> Result<(), WriteError> {
+    vec.try_reserve(more).map_err(|_| WriteError::Memory(more.saturating_mul(size_of::<T>())))
+}
+
+/// A vector of zeros, or the word that there is no memory for it.
+pub(crate) fn zeroed<T: Clone + From<u8>>(len: usize) -> Result<Vec<T>, WriteError> {
+    let mut vec = Vec::new();
+    reserve(&mut vec, len)?;
+    vec.resize(len, T::from(0));
+    Ok(vec)
+}
+
+/// `value` in postcard.
+fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, WriteError> {
+    let bad = |_| WriteError::Section("content cannot be serialized");
+    let mut out = zeroed(postcard::experimental::serialized_size(value).map_err(bad)?)?;
+    postcard::to_slice(value, &mut out).map_err(bad)?;
+    Ok(out)
 }
 
 /// What was written.
@@ -189,8 +214,10 @@ impl<S: Sink> Writer<S> {
         if !PAGE_SIZES.contains(&options.page_size) {
             return Err(WriteError::Options("this page size"));
         }
-        let compressor = Compressor::new(options.codec).ok_or(WriteError::Options("this codec"))?;
-        let out = Out { sink, buffer: Vec::with_capacity(BUFFER), pos: 0 };
+        let compressor = Compressor::new(options.codec)?;
+        let mut buffer = Vec::new();
+        reserve(&mut buffer, BUFFER)?;
+        let out = Out { sink, buffer, pos: 0 };
         let mut writer = Writer {
             out,
             page: options.page_size,
@@ -249,6 +276,7 @@ impl<S: Sink> Writer<S> {
             if content.len() as u64 > MAX_SECTION {
                 return Err(WriteError::Section("content is longer than 1 GiB"));
             }
+            reserve(&mut w.directory.sections, 1)?;
             w.directory.sections.push(SectionEntry {
                 name: String::from(name),
                 offset: w.out.pos,
@@ -264,8 +292,7 @@ impl<S: Sink> Writer<S> {
     /// # Errors
     /// [`WriteError`].
     pub fn section_of<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) -> Result<(), WriteError> {
-        let content = postcard::to_allocvec(value).map_err(|_| WriteError::Section("content cannot be serialized"))?;
-        self.section(name, &content)
+        self.section(name, &encode(value)?)
     }
 
     /// Writes index, directory and footer. The sink is not synced: that is the caller's.
@@ -277,8 +304,7 @@ impl<S: Sink> Writer<S> {
             w.close_raw()?;
             w.close_zero()?;
             w.flush_index()?;
-            let directory = postcard::to_allocvec(&w.directory)
-                .map_err(|_| WriteError::Section("entry in the directory cannot be serialized"))?;
+            let directory = encode(&w.directory)?;
             let at = w.out.pos;
             w.out.append(&directory)?;
             let footer = Footer {
@@ -424,6 +450,7 @@ impl<S: Sink> Writer<S> {
     /// memory by the number of chunks.
     fn entry(&mut self, chunk: Chunk) -> Result<(), WriteError> {
         self.summary.chunks += 1;
+        reserve(&mut self.entries, CHUNK_LEN)?;
         self.entries.extend_from_slice(&chunk.encode());
         if self.entries.len() == INDEX_BLOCK * CHUNK_LEN { self.flush_index() } else { Ok(()) }
     }
@@ -433,6 +460,7 @@ impl<S: Sink> Writer<S> {
             return Ok(());
         }
         let count = (self.entries.len() / CHUNK_LEN) as u32;
+        reserve(&mut self.directory.index, 1)?;
         self.directory.index.push(IndexBlock { offset: self.out.pos, count, checksum: checksum(&self.entries) });
         self.out.append(&self.entries)?;
         self.entries.clear();

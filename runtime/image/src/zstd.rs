@@ -8,7 +8,10 @@
 //! Unsafe code here does nothing but call the C library. A context is used only in the function that makes it, while the
 //! workspace is borrowed; pointers and lengths come from slices.
 #![allow(unsafe_code)]
-use crate::layout::MAX_BLOCK;
+use crate::{
+    layout::MAX_BLOCK,
+    writer::{WriteError, zeroed},
+};
 use alloc::{vec, vec::Vec};
 use zstd_sys as c;
 
@@ -24,10 +27,13 @@ pub struct Encoder {
 
 impl Encoder {
     /// Allocates the working memory (about 1 MiB).
-    pub fn new() -> Encoder {
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn new() -> Result<Encoder, WriteError> {
         // SAFETY: pure computations of sizes.
         let (work, out) = unsafe { (c::ZSTD_estimateCCtxSize(LEVEL), c::ZSTD_compressBound(MAX_BLOCK)) };
-        Encoder { workspace: vec![0; work.div_ceil(8)], out: vec![0; out] }
+        Ok(Encoder { workspace: zeroed(work.div_ceil(8))?, out: zeroed(out)? })
     }
 
     /// Compresses `block`, of at most [`MAX_BLOCK`] bytes, to one frame; None: zstd refused.
