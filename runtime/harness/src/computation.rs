@@ -1,0 +1,439 @@
+//! One computation: a folder and what runs in it.
+use crate::kit::{self, Kit};
+use crate::output::Output;
+use crate::{patience, process};
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::Deserialize;
+use std::fs;
+use std::io::Read as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+/// The user and group that nobody is: the unprivileged user of the tests.
+const NOBODY: u32 = 65534;
+/// How often a program's life is followed line by line in messages.
+const TAIL: usize = 15;
+
+/// How the standard streams are connected, and who runs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Pipes, as the caller.
+    Pipe,
+    /// A terminal of its own, as the caller.
+    Pty,
+    /// Pipes, as a user without any privilege.
+    User,
+}
+
+impl std::str::FromStr for Mode {
+    type Err = anyhow::Error;
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(match text {
+            "pipe" => Self::Pipe,
+            "pty" => Self::Pty,
+            "user" => Self::User,
+            _ => bail!("no such mode: {text}"),
+        })
+    }
+}
+
+/// What `slackwater status --json` prints.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Status {
+    /// What the computation is at.
+    pub state: String,
+    /// Its processes.
+    pub processes: serde_json::Value,
+    /// Its threads.
+    pub threads: serde_json::Value,
+    /// The newest committed generation.
+    pub generation: Option<u64>,
+    /// Figures of the last checkpoint.
+    pub last_checkpoint: Option<serde_json::Value>,
+    /// Why the last checkpoint failed.
+    pub error: Option<String>,
+}
+
+/// A committed generation.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Its number.
+    pub generation: u64,
+}
+
+/// A program that runs, under `slackwater` or natively.
+struct Running {
+    child: Child,
+    out: Output,
+    err: Output,
+    /// The next line of `out` that nobody has waited for yet.
+    seen: usize,
+    /// The terminal's master, which must stay open.
+    terminal: Option<fs::File>,
+}
+
+/// A computation, its folder, and how it is run. Whatever still runs when it is dropped is killed.
+pub struct Computation {
+    folder: tempfile::TempDir,
+    kit: Option<Kit>,
+    mode: Mode,
+    env: Vec<(String, String)>,
+    running: Option<Running>,
+}
+
+impl Computation {
+    /// An empty folder, with `slackwater` from `target/release`.
+    ///
+    /// # Errors
+    /// When it has not been built.
+    pub fn new(mode: Mode) -> Result<Self> {
+        let mut computation = Self::native(mode)?;
+        let kit = Kit::find()?;
+        computation.kit = Some(match mode {
+            Mode::User => kit.copied(&computation.folder.path().join("kit"))?,
+            _ => kit,
+        });
+        Ok(computation)
+    }
+
+    /// The same without `slackwater`: programs run as they are.
+    ///
+    /// # Errors
+    /// When no temporary folder can be made.
+    pub fn native(mode: Mode) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("slackwater-test-").tempdir()?;
+        if mode == Mode::User && rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(folder.path(), Some(NOBODY), Some(NOBODY))?;
+        }
+        let stop = folder.path().join("stop");
+        let env = vec![("SW_STOP".to_owned(), stop.to_string_lossy().into_owned())];
+        Ok(Self { folder, kit: None, mode, env, running: None })
+    }
+
+    /// Sets an environment variable of the program.
+    pub fn env(&mut self, name: &str, value: &str) {
+        self.env.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// The test's own folder: scratch files may go here.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The checkpoint folder (`--dir`).
+    #[must_use]
+    pub fn dir(&self) -> PathBuf {
+        self.folder.path().join("computation")
+    }
+
+    /// Starts `program` under `slackwater launch`, or as it is if this is a native run.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch(&mut self, program: &[String]) -> Result<()> {
+        let mut words = Vec::new();
+        if self.kit.is_some() {
+            words.extend(self.slackwater("launch")?);
+        }
+        let mut program = program.to_vec();
+        if self.mode == Mode::User
+            && let Some(first) = program.first_mut()
+            && first.starts_with(kit::target().to_string_lossy().as_ref())
+        {
+            let copy = self.folder.path().join("program");
+            kit::install(Path::new(first.as_str()), &copy)?;
+            *first = copy.to_string_lossy().into_owned();
+        }
+        words.extend(program);
+        self.start(&words)
+    }
+
+    /// `slackwater restart` of the newest generation, or of `generation`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restart(&mut self, generation: Option<u64>) -> Result<()> {
+        let mut words = self.slackwater("restart")?;
+        if let Some(number) = generation {
+            words.extend(["--generation".to_owned(), number.to_string()]);
+        }
+        self.start(&words)
+    }
+
+    /// `slackwater checkpoint`; returns when the generation is committed.
+    ///
+    /// # Errors
+    /// What it says when it fails; or that it hangs, with a picture of the program's threads.
+    pub fn checkpoint(&mut self, options: &[&str]) -> Result<Checkpoint> {
+        let mut words = self.slackwater("checkpoint")?;
+        words.extend(options.iter().map(|o| (*o).to_owned()));
+        let (status, out, err) = self.tool(&words)?;
+        if !status.success() {
+            bail!("{}", self.explain(&format!("`slackwater checkpoint` ended with {status}: {err}")));
+        }
+        let path = PathBuf::from(out.lines().last().unwrap_or_default().trim());
+        let generation =
+            path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix("generation-")?.parse().ok());
+        match generation {
+            Some(generation) if path.is_dir() => Ok(Checkpoint { path, generation }),
+            _ => bail!("`slackwater checkpoint` printed no generation's folder, but: {out}"),
+        }
+    }
+
+    /// `slackwater status --json`.
+    ///
+    /// # Errors
+    /// When it fails, or prints something else.
+    pub fn status(&self) -> Result<Status> {
+        let mut words = self.slackwater("status")?;
+        words.push("--json".into());
+        let (status, out, err) = self.tool(&words)?;
+        ensure!(status.success(), "`slackwater status` ended with {status}: {err}");
+        serde_json::from_str(&out).with_context(|| format!("`slackwater status --json` printed: {out}"))
+    }
+
+    /// Runs `slackwater COMMAND --dir D OPTIONS...` to its end.
+    ///
+    /// # Errors
+    /// When it hangs.
+    pub fn run(&self, command: &str, options: &[&str]) -> Result<(ExitStatus, String, String)> {
+        let mut words = self.slackwater(command)?;
+        words.extend(options.iter().map(|o| (*o).to_owned()));
+        self.tool(&words)
+    }
+
+    /// The host's pid of the process that was launched, or of `slackwater restart`.
+    ///
+    /// # Errors
+    /// When nothing runs.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.running()?.child.id())
+    }
+
+    /// Standard output of what runs.
+    ///
+    /// # Errors
+    /// When nothing runs.
+    pub fn output(&self) -> Result<&Output> {
+        Ok(&self.running()?.out)
+    }
+
+    /// Standard error of what runs.
+    ///
+    /// # Errors
+    /// When nothing runs.
+    pub fn errors(&self) -> Result<&Output> {
+        Ok(&self.running()?.err)
+    }
+
+    /// Waits for a line of output that nobody has waited for before and that starts with `start`.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub fn wait_line(&mut self, start: &str) -> Result<String> {
+        let running = self.running.as_mut().context("nothing runs")?;
+        let from = running.seen;
+        match running.out.wait(from, patience(), &format!("a line `{start}...`"), |line| line.starts_with(start)) {
+            Ok((number, line)) => {
+                running.seen = number + 1;
+                Ok(line)
+            }
+            Err(error) => bail!("{}", self.explain(&format!("{error:#}"))),
+        }
+    }
+
+    /// Waits for a line that is printed from now on and starts with `start`.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub fn wait_new_line(&mut self, start: &str) -> Result<String> {
+        let running = self.running.as_mut().context("nothing runs")?;
+        running.seen = running.out.count();
+        self.wait_line(start)
+    }
+
+    /// Lets [`Computation::wait_line`] begin again with the first line.
+    pub fn rewind(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.seen = 0;
+        }
+    }
+
+    /// Kills the program, and all its descendants, with SIGKILL, and sees to it that they are gone. The coordinator, which
+    /// descends from none of them, lives on.
+    ///
+    /// # Errors
+    /// When one survives, or when somebody still holds its output open.
+    pub fn sigkill_all(&mut self) -> Result<()> {
+        let mut running = self.running.take().context("nothing runs")?;
+        process::kill_tree(running.child.id(), patience())?;
+        let status = running.child.wait()?;
+        ensure!(status.signal() == Some(9), "killed, but the status is {status}: it had ended before");
+        running.out.wait_end(patience()).context("after all processes were killed")
+    }
+
+    /// Tells the program to make its last checks, and waits for its `PASS` and its end with status 0.
+    ///
+    /// # Errors
+    /// When it says or does something else.
+    pub fn finish(&mut self) -> Result<()> {
+        fs::write(self.folder.path().join("stop"), "")?;
+        self.wait_line("PASS")?;
+        let status = self.wait_exit()?;
+        fs::remove_file(self.folder.path().join("stop"))?;
+        ensure!(status.success(), "it printed PASS, and ended with {status}");
+        Ok(())
+    }
+
+    /// Waits for the end of what runs.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn wait_exit(&mut self) -> Result<ExitStatus> {
+        let running = self.running.as_mut().context("nothing runs")?;
+        match wait(&mut running.child)? {
+            Some(status) => {
+                if let Some(running) = self.running.take() {
+                    running.out.wait_end(patience())?;
+                }
+                Ok(status)
+            }
+            None => bail!("{}", self.explain("it does not end")),
+        }
+    }
+
+    /// Writes to the program's standard input (its terminal's keyboard).
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn type_in(&mut self, text: &[u8]) -> Result<()> {
+        use std::io::Write as _;
+        let running = self.running.as_mut().context("nothing runs")?;
+        match (&mut running.terminal, &mut running.child.stdin) {
+            (Some(terminal), _) => terminal.write_all(text)?,
+            (None, Some(stdin)) => stdin.write_all(text)?,
+            _ => bail!("it has no standard input"),
+        }
+        Ok(())
+    }
+
+    fn running(&self) -> Result<&Running> {
+        self.running.as_ref().context("nothing runs")
+    }
+
+    fn slackwater(&self, command: &str) -> Result<Vec<String>> {
+        let kit = self.kit.as_ref().context("a native run has no slackwater")?;
+        let words = [&kit.slackwater(), Path::new(command), Path::new("--dir"), &self.dir()];
+        Ok(words.map(|w| w.to_string_lossy().into_owned()).to_vec())
+    }
+
+    /// `words` as the mode's user, with the environment of the test.
+    fn words(&self, words: &[String]) -> Vec<String> {
+        let mut all = Vec::new();
+        if self.mode == Mode::User && rustix::process::geteuid().is_root() {
+            all.extend(
+                ["setpriv", &format!("--reuid={NOBODY}"), &format!("--regid={NOBODY}"), "--clear-groups"]
+                    .map(str::to_owned),
+            );
+        }
+        all.extend_from_slice(words);
+        all
+    }
+
+    fn start(&mut self, words: &[String]) -> Result<()> {
+        ensure!(self.running.is_none(), "it runs already");
+        let words = self.words(words);
+        let (program, args) = words.split_first().context("no command")?;
+        let env = self.env.iter().map(|(n, v)| (n.as_str(), v.as_str()));
+        let (child, out, err, terminal) = if self.mode == Mode::Pty {
+            let (pty, pts) = pty_process::blocking::open().context("no pty")?;
+            pty.resize(pty_process::Size::new(24, 500))?;
+            let child = pty_process::blocking::Command::new(program)
+                .args(args)
+                .envs(env)
+                .current_dir(self.folder.path())
+                .spawn(pts)?;
+            let reader = fs::File::from(rustix::io::dup(&pty)?);
+            let master = fs::File::from(rustix::io::dup(&pty)?);
+            (child, Output::read(reader), Output::default(), Some(master))
+        } else {
+            let mut command = Command::new(program);
+            command.args(args).envs(env).current_dir(self.folder.path());
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().with_context(|| format!("cannot start {program}"))?;
+            let out = Output::read(child.stdout.take().context("no pipe")?);
+            let err = Output::read(child.stderr.take().context("no pipe")?);
+            (child, out, err, None)
+        };
+        self.running = Some(Running { child, out, err, seen: 0, terminal: terminal });
+        Ok(())
+    }
+
+    /// Runs a command of `slackwater` that ends by itself.
+    fn tool(&self, words: &[String]) -> Result<(ExitStatus, String, String)> {
+        let words = self.words(words);
+        let (program, args) = words.split_first().context("no command")?;
+        let mut command = Command::new(program);
+        command.args(args).current_dir(self.folder.path());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("cannot start {program}"))?;
+        let (mut out, mut err) = (child.stdout.take().context("no pipe")?, child.stderr.take().context("no pipe")?);
+        let reader = std::thread::spawn(move || {
+            let mut text = String::new();
+            err.read_to_string(&mut text).map(|_| text)
+        });
+        let printed = std::thread::spawn(move || {
+            let mut text = String::new();
+            out.read_to_string(&mut text).map(|_| text)
+        });
+        let Some(status) = wait(&mut child)? else {
+            let picture = self.explain(&format!("`{}` hangs", words.join(" ")));
+            let _ = process::kill_tree(child.id(), patience());
+            let _ = child.wait();
+            bail!("{picture}");
+        };
+        let text = |t: std::thread::JoinHandle<std::io::Result<String>>| -> Result<String> {
+            t.join().ok().context("a reader died")?.context("its output is not text")
+        };
+        Ok((status, text(printed)?, text(reader)?))
+    }
+
+    /// `what`, and all that helps to understand it.
+    fn explain(&self, what: &str) -> String {
+        let mut text = format!("{what}\n");
+        if let Some(running) = &self.running {
+            text +=
+                &format!("--- its output\n{}\n--- its errors\n{}\n", running.out.tail(TAIL), running.err.tail(TAIL));
+            text += &format!("--- its processes\n{}", process::describe(running.child.id()));
+        }
+        if let Ok(log) = fs::read_to_string(self.dir().join("log")) {
+            let lines: Vec<&str> = log.lines().collect();
+            text += &format!("--- the computation's log\n{}\n", lines[lines.len().saturating_sub(TAIL)..].join("\n"));
+        }
+        text
+    }
+}
+
+impl Drop for Computation {
+    fn drop(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            let _ = process::kill_tree(running.child.id(), patience());
+            let _ = running.child.wait();
+        }
+    }
+}
+
+/// The child's status, or None if it still runs after all our patience.
+fn wait(child: &mut Child) -> Result<Option<ExitStatus>> {
+    let pid = rustix::process::Pid::from_child(child);
+    let fd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+    if process::wait_gone(&fd, Instant::now() + patience()).is_err() {
+        return Ok(None);
+    }
+    Ok(Some(child.wait()?))
+}
