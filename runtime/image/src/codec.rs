@@ -3,7 +3,7 @@
 //! Rules: no allocation in compressing but at [`Compressor::new`]; decoding writes into a buffer whose length the index has bounded,
 //! and content that does not fill it exactly is an error.
 use crate::layout::{Codec, MAX_BLOCK};
-use crate::writer::{WriteError, zeroed};
+use crate::sink::{WriteError, zeroed};
 use alloc::vec::Vec;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
 

@@ -22,6 +22,7 @@ pub mod manifest;
 pub mod meta;
 #[cfg(feature = "std")]
 pub mod reader;
+pub mod sink;
 #[cfg(feature = "std")]
 pub mod verify;
 pub mod writer;

@@ -146,7 +146,7 @@ pub struct Process {
     pub auxv: Vec<u8>,
     /// The vdso's text.
     pub vdso: Range,
-    /// All of the vdso's data pages ([vvar], [vvar_vclock]) that lie before it.
+    /// All of the vdso's data pages (`[vvar]`, `[vvar_vclock]`) that lie before it.
     pub vvar: Range,
     /// The vdso's content: needed to forward its entry points when a restart finds another.
     pub vdso_content: Vec<u8>,

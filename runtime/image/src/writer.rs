@@ -10,40 +10,10 @@ use crate::layout::{
     Arch, CHUNK_LEN, Chunk, Codec, Directory, FORMAT, Footer, Header, INDEX_BLOCK, IndexBlock, MAX_BLOCK, MAX_CHUNK,
     MAX_NAME, MAX_SECTION, MAX_SECTIONS, PAGE_SIZES, SectionEntry,
 };
+use crate::sink::{Out, reserve, zeroed};
+pub use crate::sink::{Sink, WriteError};
 use alloc::{string::String, vec::Vec};
 use serde::Serialize;
-
-/// Where the image goes.
-pub trait Sink {
-    /// Writes all of `bytes` at `offset`, which is always the number of bytes written before: a sink may ignore it and
-    /// append.
-    ///
-    /// # Errors
-    /// The errno of the failed system call (a short write is to be carried on; a write of nothing is ENOSPC).
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), i32>;
-}
-
-impl<S: Sink + ?Sized> Sink for &mut S {
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), i32> {
-        (**self).write_at(offset, bytes)
-    }
-}
-
-impl Sink for Vec<u8> {
-    fn write_at(&mut self, _: u64, bytes: &[u8]) -> Result<(), i32> {
-        self.extend_from_slice(bytes);
-        Ok(())
-    }
-}
-
-/// Into a regular file, as its only content.
-#[cfg(feature = "std")]
-impl Sink for std::fs::File {
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), i32> {
-        // 5 is EIO: the one error of ours that is none of the system's is a write of nothing.
-        std::os::unix::fs::FileExt::write_all_at(self, bytes, offset).map_err(|e| e.raw_os_error().unwrap_or(5))
-    }
-}
 
 /// How to write.
 #[derive(Clone, Copy, Debug)]
@@ -52,69 +22,6 @@ pub struct Options {
     pub codec: Codec,
     /// Page size of this process in bytes.
     pub page_size: u32,
-}
-
-/// Why an image could not be written. After the first error the writer only repeats it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum WriteError {
-    /// A write failed.
-    #[error("writing {len} bytes at offset {offset} of the image failed with errno {errno}{}", hint(*errno))]
-    Sink {
-        /// Errno.
-        errno: i32,
-        /// Offset in the file.
-        offset: u64,
-        /// Length of the write.
-        len: usize,
-    },
-    /// Options that make no image.
-    #[error("this build cannot write an image with {0}; use the codec raw or lz4 on a page size of 4, 16 or 64 KiB")]
-    Options(&'static str),
-    /// Misuse: not whole pages, or outside of the address space.
-    #[error("{len} bytes at {vaddr:#x} are not whole pages: this is a defect of slackwater's agent, please report it")]
-    Pages {
-        /// Address.
-        vaddr: u64,
-        /// Length.
-        len: usize,
-    },
-    /// Misuse: a section's name or length.
-    #[error("a section's {0}: this is a defect of slackwater's agent or of a plugin, please report it")]
-    Section(&'static str),
-    /// No memory for the writer itself.
-    #[error("no {0} bytes of memory for writing the image; raise the memory limit of the program (ulimit -v, cgroup)")]
-    Memory(usize),
-}
-
-fn hint(errno: i32) -> &'static str {
-    match errno {
-        28 => " (ENOSPC): no space is left; free some, or choose another --dir",
-        122 => " (EDQUOT): your quota is used up; free some space, or choose another --dir",
-        27 => " (EFBIG): the file would be larger than the file system or `ulimit -f` allows",
-        5 => " (EIO): the disk has a fault; choose another --dir",
-        _ => "",
-    }
-}
-
-/// Makes room for `more` elements, or says that there is none.
-pub(crate) fn reserve<T>(vec: &mut Vec<T>, more: usize) -> Result<(), WriteError> {
-    vec.try_reserve(more).map_err(|_| WriteError::Memory(more.saturating_mul(size_of::<T>())))
-}
-
-/// A vector of zeros, or the word that there is no memory for it.
-pub(crate) fn zeroed<T: Clone + From<u8>>(len: usize) -> Result<Vec<T>, WriteError> {
-    let mut vec = Vec::new();
-    reserve(&mut vec, len)?;
-    vec.resize(len, T::from(0));
-    Ok(vec)
-}
-
-/// `value` in postcard.
-fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, WriteError> {
-    let bad = |_| WriteError::Section("content cannot be serialized");
-    let mut out = zeroed(postcard::experimental::serialized_size(value).map_err(bad)?)?;
-    postcard::to_slice(value, &mut out).map_err(bad)?;
-    Ok(out)
 }
 
 /// What was written.
@@ -134,57 +41,12 @@ pub struct Summary {
     pub chunks: u64,
 }
 
-/// Writes of at least this length go to the sink straight from the caller's memory.
-const DIRECT: usize = 128 << 10;
-/// Smaller ones are gathered to this length.
-const BUFFER: usize = 512 << 10;
-
-/// The sink with a buffer before it.
-struct Out<S> {
-    sink: S,
-    buffer: Vec<u8>,
-    /// Bytes of the image so far, those in the buffer included.
-    pos: u64,
-}
-
-impl<S: Sink> Out<S> {
-    fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<(), WriteError> {
-        self.sink.write_at(offset, bytes).map_err(|errno| WriteError::Sink { errno, offset, len: bytes.len() })
-    }
-
-    fn flush(&mut self) -> Result<(), WriteError> {
-        let buffer = core::mem::take(&mut self.buffer);
-        let done = if buffer.is_empty() { Ok(()) } else { self.put(self.pos - buffer.len() as u64, &buffer) };
-        self.buffer = buffer;
-        self.buffer.clear();
-        done
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
-        if bytes.len() >= DIRECT {
-            self.flush()?;
-            self.put(self.pos, bytes)?;
-        } else {
-            if self.buffer.len() + bytes.len() > BUFFER {
-                self.flush()?;
-            }
-            self.buffer.extend_from_slice(bytes);
-        }
-        self.pos += bytes.len() as u64;
-        Ok(())
-    }
-
-    /// Zeros up to the next multiple of `page`.
-    fn align(&mut self, page: u32) -> Result<(), WriteError> {
-        const ZEROS: [u8; 4096] = [0; 4096];
-        let mut missing = self.pos.next_multiple_of(page.into()) - self.pos;
-        while missing > 0 {
-            let n = missing.min(ZEROS.len() as u64);
-            self.append(&ZEROS[..n as usize])?;
-            missing -= n;
-        }
-        Ok(())
-    }
+/// `value` in postcard.
+fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, WriteError> {
+    let bad = |_| WriteError::Section("content cannot be serialized");
+    let mut out = zeroed(postcard::experimental::serialized_size(value).map_err(bad)?)?;
+    postcard::to_slice(value, &mut out).map_err(bad)?;
+    Ok(out)
 }
 
 /// Writes one image. Dropping it without [`Writer::finish`] leaves a file that no reader takes.
@@ -215,9 +77,7 @@ impl<S: Sink> Writer<S> {
             return Err(WriteError::Options("this page size"));
         }
         let compressor = Compressor::new(options.codec)?;
-        let mut buffer = Vec::new();
-        reserve(&mut buffer, BUFFER)?;
-        let out = Out { sink, buffer, pos: 0 };
+        let out = Out::new(sink)?;
         let mut writer = Writer {
             out,
             page: options.page_size,
@@ -237,7 +97,8 @@ impl<S: Sink> Writer<S> {
     }
 
     /// Saves whole pages, which lie at `vaddr` in the saved process; runs may come in any order, but no page twice. They
-    /// must not change during the call. Calls that follow one another in memory make one run: call with as much as is at
+    /// must not change during the call: what may change, the memory in which this writer itself works above all (the agent's
+    /// arena), goes through a copy outside of it, or its checksum will not fit. Calls that follow one another in memory make one run: call with as much as is at
     /// hand (1 MiB is plenty).
     ///
     /// Zero pages are never stored. With `drop_zero` they leave no trace (right for private anonymous memory, which is

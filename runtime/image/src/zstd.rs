@@ -10,7 +10,7 @@
 #![allow(unsafe_code)]
 use crate::{
     layout::MAX_BLOCK,
-    writer::{WriteError, zeroed},
+    sink::{WriteError, zeroed},
 };
 use alloc::{vec, vec::Vec};
 use zstd_sys as c;
