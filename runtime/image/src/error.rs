@@ -16,9 +16,6 @@ pub struct ImageError {
 /// What is wrong with an image.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// The system would not open it.
-    #[error("cannot open it: {0}")]
-    Open(io::Error),
     /// The system would not read it.
     #[error("cannot read {len} bytes at offset {offset}: {error}")]
     Io {
@@ -29,9 +26,6 @@ pub enum Problem {
         /// The system's error.
         error: io::Error,
     },
-    /// A folder, a pipe, a device.
-    #[error("it is no regular file")]
-    NotAFile,
     /// It ends too early, or something was appended.
     #[error("the file has {found} bytes, {expected}")]
     Length {
@@ -101,8 +95,8 @@ impl Problem {
     /// What to do about it.
     pub fn advice(&self) -> &'static str {
         match self {
-            Problem::Open(_) | Problem::Io { .. } => "check the path, its permissions and the disk",
-            Problem::Header(Unreadable::NotAnImage) | Problem::NotAFile => "name a file of a generation's folder",
+            Problem::Io { .. } => "check the path, its permissions and the disk",
+            Problem::Header(Unreadable::NotAnImage) => "name a file of a generation's folder",
             Problem::Header(Unreadable::Version(_) | Unreadable::Unknown(..)) => {
                 "restart it with the slackwater that wrote it, or a newer one"
             }

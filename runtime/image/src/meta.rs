@@ -289,4 +289,7 @@ pub mod flag {
     pub const HUGETLB: u32 = 2048;
     /// Not to be saved: a cutout made by a plugin (comes back as zero pages).
     pub const CUTOUT: u32 = 4096;
+    /// A shared mapping through which the program may write (VM_MAYWRITE): its content is part of the image. Without it
+    /// the mapping only shows a file.
+    pub const MAYWRITE: u32 = 8192;
 }

@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use std::{
     format,
     fs::File,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::FileExt,
     path::Path,
     string::{String, ToString},
     vec,
@@ -62,10 +62,9 @@ impl Reader {
     /// [`ImageError`], which names the path.
     pub fn open_path(path: &Path) -> Result<Reader, ImageError> {
         let name = path.display().to_string();
-        // O_NONBLOCK (this number on all architectures that we know): opening a pipe must not wait for its other end.
-        match File::options().read(true).custom_flags(0o4000).open(path) {
+        match File::open(path) {
             Ok(file) => Reader::open_named(file, name),
-            Err(error) => Err(ImageError { image: name, problem: Problem::Open(error) }),
+            Err(error) => Err(ImageError { image: name, problem: Problem::Io { offset: 0, len: 0, error } }),
         }
     }
 
@@ -89,11 +88,7 @@ impl Reader {
     }
 
     fn load(file: File) -> Result<Reader, Problem> {
-        let metadata = file.metadata().map_err(Problem::Open)?;
-        if !metadata.is_file() {
-            return Err(Problem::NotAFile);
-        }
-        let len = metadata.len();
+        let len = file.metadata().map_err(|error| Problem::Io { offset: 0, len: 0, error })?.len();
         let least = (HEADER_LEN + FOOTER_LEN) as u64;
         if len < least {
             return Err(Problem::Length { found: len, expected: format!("and no image has less than {least}") });

@@ -203,27 +203,6 @@ fn hostile_images_are_refused() {
 }
 
 #[test]
-fn what_is_no_file_is_refused() {
-    for (path, why) in [
-        ("/dev/null", "no regular file; name a file of a generation's folder"),
-        ("/", "no regular file"),
-        ("/nonexistent", "cannot open it: No such file or directory (os error 2); check the path"),
-        ("/proc/self/cmdline", "the file has 0 bytes"),
-    ] {
-        let error = Reader::open_path(std::path::Path::new(path)).expect_err(path).to_string();
-        assert!(error.starts_with(&format!("image {path}: ")) && error.contains(why), "{error}");
-    }
-    // Opening a pipe must not wait for a writer.
-    let dir = tempfile::tempdir().expect("folder");
-    let pipe = dir.path().join("pipe");
-    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
-    assert!(Reader::open_path(&pipe).expect_err("pipe").to_string().contains("no regular file"));
-    let other = file(&[b'x'; 4096]);
-    let error = Reader::open(other).expect_err("text").to_string();
-    assert!(error.contains("does not begin as a slackwater image does"), "{error}");
-}
-
-#[test]
 fn a_sparse_giant_is_refused_at_once() {
     // 1 TiB of hole, and a footer that says all of it is directory, or body.
     let (whole, _) = image(Codec::Raw, &[], &[]);

@@ -1,0 +1,207 @@
+//! x86-64: context switch, signal return, interrupted system calls, CPU features.
+//!
+//! # Safety
+//! `unsafe` here is assembly or a walk through the kernel's signal frame; each item says what it expects.
+use alloc::{vec, vec::Vec};
+use core::ffi::c_void;
+
+/// Where a thread can be picked up again.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Context {
+    /// Stack pointer; the callee-saved registers lie there.
+    pub sp: u64,
+    /// The resume label.
+    pub resume: u64,
+}
+
+/// Saves the callee-saved registers, MXCSR and the x87 control word on the stack, their place in `context`, and calls
+/// `f(arg)`. Returns what `f` returns, or, in a restarted process, 1: the restorer enters at the label. To the compiler this
+/// is an ordinary call that returns once in either history.
+///
+/// # Safety
+/// `context` is valid until the call returns; `f` never returns 1 by itself.
+#[unsafe(naked)]
+pub unsafe extern "C" fn with_context(
+    _context: *mut Context,
+    _f: unsafe extern "C" fn(*mut c_void) -> usize,
+    _arg: *mut c_void,
+) -> usize {
+    core::arch::naked_asm!(
+        "push rbp",
+        "push rbx",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "sub rsp, 8",
+        "stmxcsr [rsp]",
+        "fnstcw [rsp + 4]",
+        "mov [rdi], rsp",
+        "lea rax, [rip + 2f]",
+        "mov [rdi + 8], rax",
+        "mov rax, rsi",
+        "mov rdi, rdx",
+        "call rax",
+        "jmp 3f",
+        "2:",
+        "mov eax, 1",
+        "3:",
+        "ldmxcsr [rsp]",
+        "fldcw [rsp + 4]",
+        "add rsp, 8",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbx",
+        "pop rbp",
+        "ret"
+    )
+}
+
+/// The trampoline that the kernel returns to after a handler (SA_RESTORER).
+///
+/// # Safety
+/// Only the kernel enters it.
+#[unsafe(naked)]
+pub unsafe extern "C" fn sigreturn() {
+    core::arch::naked_asm!("mov eax, 15", "syscall", "ud2")
+}
+
+/// fork(2) by the bare system call, sharing the descriptor table, with no signal to the parent at exit: the program cannot
+/// wait for the child by accident, and closing a descriptor closes it though the child lives.
+///
+/// # Safety
+/// The child has one thread and must only use raw system calls and our own memory.
+pub unsafe fn fork_sharing_files() -> isize {
+    const CLONE_FILES: usize = 0x400;
+    // SAFETY: clone without CLONE_VM: the child has its own copy of the stack.
+    let r = unsafe { syscalls::raw_syscall!(syscalls::Sysno::clone, CLONE_FILES, 0, 0, 0, 0) };
+    r as isize
+}
+
+/// Registers of an interrupted thread, in the signal frame.
+pub struct Frame(*mut libc::ucontext_t);
+
+const EINTR: i64 = 4;
+/// `syscall`
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+
+/// System calls that return EINTR after a handler even with SA_RESTART (signal(7)) and can be entered again with the same
+/// arguments: the time-outs of select(2), pselect6(2) and ppoll(2) are updated in place by the kernel.
+const AGAIN: &[u32] = &[
+    7,   // poll
+    23,  // select
+    270, // pselect6
+    271, // ppoll
+    232, // epoll_wait
+    281, // epoll_pwait
+    441, // epoll_pwait2
+    35,  // nanosleep
+    230, // clock_nanosleep
+    202, // futex
+    449, // futex_waitv
+    128, // rt_sigtimedwait
+    130, // rt_sigsuspend
+    34,  // pause
+    65,  // semop
+    220, // semtimedop
+    69,  // msgsnd
+    70,  // msgrcv
+    208, // io_getevents
+    333, // io_pgetevents
+    45,  // recvfrom with SO_RCVTIMEO
+    47,  // recvmsg
+    299, // recvmmsg
+    44,  // sendto
+    46,  // sendmsg
+    43,  // accept
+    288, // accept4
+    42,  // connect
+    0,   // read on such a socket, inotify, ...
+    1,   // write
+    19,  // readv
+    20,  // writev
+    61,  // wait4
+    247, // waitid
+    72,  // fcntl(F_SETLKW)
+    73,  // flock
+    243, // mq_timedreceive
+    242, // mq_timedsend
+];
+
+impl Frame {
+    /// # Safety
+    /// `ucontext` is the third argument of a signal handler that is still running.
+    pub unsafe fn new(ucontext: *mut c_void) -> Self {
+        Self(ucontext.cast())
+    }
+
+    fn greg(&mut self, i: i32) -> &mut i64 {
+        // SAFETY: `new`'s contract.
+        unsafe { &mut (*self.0).uc_mcontext.gregs[i as usize] }
+    }
+
+    /// Blocked signals to which the thread returns.
+    pub fn mask(&self) -> u64 {
+        // SAFETY: `new`'s contract; the kernel's sigset is the first 8 bytes.
+        unsafe { (&raw const (*self.0).uc_sigmask).cast::<u64>().read() }
+    }
+
+    /// If our signal made a system call return EINTR, have it entered again.
+    ///
+    /// The number is read from the code before the `syscall` instruction (`mov eax, imm32` is how compilers and libc load
+    /// it); where it is loaded in another way the program sees EINTR.
+    pub fn restart_syscall(&mut self) {
+        if *self.greg(libc::REG_RAX) != -EINTR {
+            return;
+        }
+        let rip = *self.greg(libc::REG_RIP) as usize;
+        // SAFETY: the thread executed the bytes just before rip; a page boundary is not crossed downwards by more than
+        // the function that it runs in (text segments start on a page, with at least a header before the first code).
+        let code = unsafe { core::slice::from_raw_parts((rip - 26) as *const u8, 26) };
+        if code[24..26] != SYSCALL {
+            return;
+        }
+        // The nearest load of eax before it.
+        for at in (0..=19).rev() {
+            if code[at] == 0xb8 && (at == 0 || code[at - 1] & 0xf0 != 0x40) {
+                let n = u32::from_le_bytes([code[at + 1], code[at + 2], code[at + 3], code[at + 4]]);
+                if AGAIN.contains(&n) {
+                    *self.greg(libc::REG_RAX) = i64::from(n);
+                    *self.greg(libc::REG_RIP) = (rip - 2) as i64;
+                }
+                if n < 600 {
+                    return;
+                }
+            }
+            // `xor eax, eax`: read(2)
+            if code[at] == 0x31 && code[at + 1] == 0xc0 && at >= 17 {
+                *self.greg(libc::REG_RAX) = 0;
+                *self.greg(libc::REG_RIP) = (rip - 2) as i64;
+                return;
+            }
+        }
+    }
+}
+
+/// What the image needs of the CPU: XCR0 (enabled register state) and CPUID leaves 1 (ecx, edx), 7.0 (ebx, ecx, edx).
+pub fn cpu_features() -> Vec<u64> {
+    use core::arch::x86_64::{__cpuid, __cpuid_count};
+    let (one, seven) = (__cpuid(1), __cpuid_count(7, 0));
+    let xcr0 = if one.ecx & (1 << 27) != 0 {
+        let (lo, hi): (u32, u32);
+        // SAFETY: OSXSAVE is set, so the instruction exists.
+        unsafe { core::arch::asm!("xgetbv", in("ecx") 0, out("eax") lo, out("edx") hi, options(nomem, nostack)) };
+        u64::from(hi) << 32 | u64::from(lo)
+    } else {
+        0
+    };
+    vec![
+        xcr0,
+        u64::from(one.ecx) << 32 | u64::from(one.edx),
+        u64::from(seven.ebx) << 32 | u64::from(seven.ecx),
+        u64::from(seven.edx),
+    ]
+}

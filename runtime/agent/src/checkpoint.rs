@@ -1,0 +1,388 @@
+//! The checkpoint thread: waits for the coordinator, and takes the process through a checkpoint or out of a restart.
+//!
+//! Rules: between `stop` and `resume` nothing here touches the program's malloc, stdio, locks or loader. Whatever fails, the
+//! program runs on: the checkpoint fails, with the reason.
+use crate::{
+    arch::{self, Context},
+    conn::{self, Connection},
+    descriptors::Survey,
+    freeze::{self, Facts, Writing},
+    maps, plugins,
+    plugins::Event,
+    process, stop,
+    sys::{self, Fd},
+};
+use alloc::{
+    ffi::CString,
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+use core::{
+    cell::UnsafeCell,
+    ffi::{c_int, c_void},
+    mem::ManuallyDrop,
+    sync::atomic::{AtomicI32, AtomicU32, Ordering::*},
+};
+use slackwater_image::meta;
+use slackwater_protocol::message::{FromProcess, RoundKind, ToProcess};
+use slackwater_restorer::plan::RestartInfo;
+
+/// Bounds the wait for threads to park; they may be inside a wrapper that takes long (a big memory registration).
+const STOP_DEADLINE_NS: u64 = 30_000_000_000;
+
+/// Where the restorer leaves its note.
+struct Note(UnsafeCell<RestartInfo>);
+// SAFETY: written by the restorer before any thread runs, read by the checkpoint thread.
+unsafe impl Sync for Note {}
+static NOTE: Note = Note(UnsafeCell::new(RestartInfo::ZERO));
+
+/// Generations finished, and how: what `slackwater_checkpoint` waits for.
+static FINISHED: AtomicU32 = AtomicU32::new(0);
+static LAST_RESULT: AtomicI32 = AtomicI32::new(0);
+static THREAD: AtomicI32 = AtomicI32::new(0);
+
+/// Is the caller the checkpoint thread?
+pub fn is_checkpoint_thread() -> bool {
+    THREAD.load(Relaxed) == sys::gettid()
+}
+
+/// The checkpoint thread's own state.
+pub struct Keeper {
+    member: u64,
+    generation: u64,
+    writing: Option<(u64, Writing, Fd)>,
+}
+
+/// A snapshot's argument and result, on the stack of [`Keeper::snapshot`].
+struct Shot<'a> {
+    facts: &'a mut Facts,
+    context: *const Context,
+    result: Option<Result<Writing, String>>,
+}
+
+unsafe extern "C" fn shoot(arg: *mut c_void) -> usize {
+    // SAFETY: `snapshot` passes its own Shot.
+    let shot = unsafe { &mut *arg.cast::<Shot>() };
+    // SAFETY: filled in by with_context before it called us.
+    let context = unsafe { &*shot.context };
+    shot.facts.threads.push(stop::describe_self(context));
+    shot.result = Some(freeze::freeze(shot.facts));
+    0
+}
+
+fn send(message: &FromProcess) -> Result<(), String> {
+    conn::with(|c| c.send(message))
+}
+
+fn receive() -> Result<ToProcess, String> {
+    loop {
+        if let Some(m) = conn::with(Connection::buffered)? {
+            return Ok(m);
+        }
+        conn::wait_readable(None);
+        conn::with(Connection::fill)?;
+    }
+}
+
+/// Asks for published values. On the checkpoint thread, inside a round.
+///
+/// # Errors
+/// The coordinator is out of reach, or speaks out of turn.
+pub fn query(keys: Vec<(String, Vec<u8>)>) -> Result<Vec<Option<Vec<u8>>>, String> {
+    send(&FromProcess::Query { keys })?;
+    match receive()? {
+        ToProcess::Values { values } => Ok(values),
+        other => Err(format!("the coordinator answered a query with {other:?}")),
+    }
+}
+
+/// `slackwater_checkpoint()`.
+pub fn from_program() -> c_int {
+    let (seen, restarts) = (FINISHED.load(Acquire), restarts());
+    if slackwater_hook::thread::guarded(|| send(&FromProcess::RequestCheckpoint)).is_err() {
+        return -1;
+    }
+    while FINISHED.load(Acquire) == seen && restarts == self::restarts() {
+        sys::futex_wait(&FINISHED, seen, None);
+    }
+    if restarts == self::restarts() { LAST_RESULT.load(Acquire) } else { 1 }
+}
+
+fn note() -> &'static RestartInfo {
+    // SAFETY: written before this process's threads run.
+    unsafe { &*NOTE.0.get() }
+}
+
+fn restarts() -> u64 {
+    note().restarts
+}
+
+fn finished(result: c_int) {
+    LAST_RESULT.store(result, Release);
+    FINISHED.fetch_add(1, AcqRel);
+    sys::futex_wake(&FINISHED);
+}
+
+impl Keeper {
+    /// For the checkpoint thread of a process that has joined as `member`.
+    pub fn new(member: u64) -> Self {
+        THREAD.store(sys::gettid(), Relaxed);
+        Self { member, generation: 0, writing: None }
+    }
+
+    /// Serves the coordinator until it is gone.
+    pub fn serve(&mut self) -> String {
+        loop {
+            match self.step() {
+                Ok(()) => {}
+                Err(e) => {
+                    if let Some((_, w, _)) = self.writing.take() {
+                        w.cancel();
+                    }
+                    finished(-1);
+                    return e;
+                }
+            }
+        }
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        if let Some(m) = conn::with(Connection::buffered)? {
+            return self.handle(m);
+        }
+        let child = self.writing.as_ref().and_then(|(_, w, _)| w.poll_fd());
+        let (connection, ended) = conn::wait_readable(child);
+        if ended {
+            self.report_writing()?;
+        }
+        if connection {
+            conn::with(Connection::fill)?;
+        }
+        Ok(())
+    }
+
+    fn report_writing(&mut self) -> Result<(), String> {
+        let Some((generation, writing, image)) = self.writing.take() else { return Ok(()) };
+        let result = writing.finish();
+        drop(image);
+        send(&match result {
+            Ok((bytes, memory)) => FromProcess::Saved { generation, file: self.file_name(), bytes, memory },
+            Err(reason) => FromProcess::Failed { generation, reason },
+        })
+    }
+
+    fn file_name(&self) -> String {
+        format!("member-{:06}.image", self.member)
+    }
+
+    fn handle(&mut self, message: ToProcess) -> Result<(), String> {
+        match message {
+            ToProcess::Suspend { generation } => self.checkpoint(generation),
+            ToProcess::Finished { generation, failed } => {
+                if let Some((g, w, image)) = self.writing.take() {
+                    if g == generation && failed.is_some() {
+                        w.cancel();
+                    } else {
+                        self.writing = Some((g, w, image));
+                    }
+                }
+                finished(if failed.is_some() { -1 } else { 0 });
+                Ok(())
+            }
+            ToProcess::Kill => {
+                // SAFETY: the computation is to end.
+                _ = unsafe { sc!(kill, sys::getpid(), libc::SIGKILL) };
+                Ok(())
+            }
+            // Left over from a checkpoint that failed here first.
+            _ => Ok(()),
+        }
+    }
+
+    fn checkpoint(&mut self, generation: u64) -> Result<(), String> {
+        self.generation = generation;
+        let fail = |reason: String| send(&FromProcess::Failed { generation, reason });
+        if let Err(e) = plugins::dispatch(Event::Presuspend, 0, self.member, generation) {
+            fail(e)?;
+        }
+        let since = sys::now_ns();
+        let stopped = match stop::stop(STOP_DEADLINE_NS) {
+            Ok(s) => s,
+            Err(reason) => return fail(reason),
+        };
+        let result = self.stopped(generation, &stopped);
+        // `stopped` has taken the plugins through RESUME, or this is a restarted process.
+        stop::resume();
+        let stopped_us = (sys::now_ns() - since) / 1000;
+        result?;
+        send(&FromProcess::Resumed { generation, stopped_us })
+    }
+
+    /// While the threads stand. An error means that the coordinator is lost.
+    fn stopped(&mut self, generation: u64, threads: &stop::Stopped) -> Result<(), String> {
+        let member = self.member;
+        let event = |event, round| plugins::dispatch(event, round, member, generation);
+        let mut survey = Survey::default();
+        let outcome = event(Event::Suspended, 0).and_then(|_| survey.take(&protected()));
+        match outcome {
+            Ok(descriptors) => {
+                send(&FromProcess::Suspended { generation, threads: threads.tids.len() as u32, descriptors })?;
+            }
+            Err(reason) => send(&FromProcess::Failed { generation, reason })?,
+        }
+        let result = loop {
+            match receive() {
+                Ok(ToProcess::Round { kind: RoundKind::Quiesce, round, members }) => {
+                    plugins::set_members(members.into());
+                    let r = match event(Event::Quiesce, round).map(|again| again | !survey.quiet()) {
+                        Ok(again) => send(&FromProcess::RoundDone {
+                            kind: RoundKind::Quiesce,
+                            round,
+                            again,
+                            publish: plugins::take_published(),
+                        }),
+                        Err(reason) => send(&FromProcess::Failed { generation, reason }),
+                    };
+                    if r.is_err() {
+                        break r;
+                    }
+                }
+                Ok(ToProcess::Snapshot { folder, sync, codec, .. }) => {
+                    match self.snapshot(generation, threads, &folder, sync, codec, &mut survey) {
+                        Ok(None) => return self.restarted(threads),
+                        Ok(Some(note)) => {
+                            let r = send(&FromProcess::Snapshotted { generation, forked: !sync, note });
+                            let r = if sync { r.and_then(|()| self.report_writing()) } else { r };
+                            if r.is_err() {
+                                break r;
+                            }
+                        }
+                        Err(reason) => {
+                            if let Err(e) = send(&FromProcess::Failed { generation, reason }) {
+                                break Err(e);
+                            }
+                        }
+                    }
+                }
+                Ok(ToProcess::Resume { aborted, .. }) => {
+                    if aborted.is_some()
+                        && let Some((_, w, _)) = self.writing.take()
+                    {
+                        w.cancel();
+                    }
+                    break Ok(());
+                }
+                Ok(ToProcess::Kill) => _ = self.handle(ToProcess::Kill),
+                Ok(_) => {}
+                Err(e) => break Err(e),
+            }
+        };
+        if let Err(e) = plugins::dispatch(Event::Resume, 0, self.member, generation) {
+            _ = send(&FromProcess::Log { line: format!("resume: {e}") });
+        }
+        result
+    }
+
+    /// Some(note): the memory is frozen. None: this is the restored process.
+    fn snapshot(
+        &mut self,
+        generation: u64,
+        threads: &stop::Stopped,
+        folder: &str,
+        sync: bool,
+        codec: u8,
+        survey: &mut Survey,
+    ) -> Result<Option<String>, String> {
+        plugins::dispatch(Event::Save, 0, self.member, generation)?;
+        let protected = protected();
+        let objects = survey.fill()?;
+        let (vdso, vvar) = maps::vdso()?;
+        let path = format!("{folder}/{}", self.file_name());
+        let c_path = CString::new(path.as_str()).map_err(|e| e.to_string())?;
+        let image = sys::open(&c_path, libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC, 0o600)
+            .map_err(|e| format!("{path} cannot be made: {e}"))?;
+        let high = conn::move_high(image.0).map_err(|e| format!("no free descriptor: {e}"))?;
+        core::mem::forget(image);
+        let mut described = stop::describe();
+        let pid = sys::getpid();
+        if threads.leader_gone {
+            described.push(meta::Thread { tid: pid, ..meta::Thread::default() });
+        }
+        described.sort_by_key(|t| (t.tid != pid, t.tid));
+        let process = process::capture(&threads.tids, vdso, vvar, NOTE.0.get() as u64, &protected)?;
+        let mut facts = ManuallyDrop::new(Facts {
+            process,
+            threads: described,
+            sections: alloc::vec![(meta::SECTION_OBJECTS.to_string(), objects)],
+            cutouts: plugins::cutouts(),
+            image: Fd(high),
+            codec,
+            sync,
+        });
+        let own = stop::own_slot();
+        let mut context = Context::default();
+        let mut shot = ManuallyDrop::new(Shot { facts: &mut facts, context: &raw const context, result: None });
+        // SAFETY: context and shot outlive the call; `shoot` returns 0.
+        let again = unsafe { arch::with_context(&raw mut context, shoot, (&raw mut *shot).cast()) };
+        if again == 1 {
+            crate::arena::Scratch::leave();
+            stop::restore_self(&own);
+            process::restore(&facts.process);
+            return Ok(None);
+        }
+        let result = shot.result.take();
+        let facts = ManuallyDrop::into_inner(facts);
+        let writing = result.unwrap_or_else(|| Err("no snapshot was taken".to_string()))?;
+        let note = writing.note.clone();
+        self.writing = Some((generation, writing, facts.image));
+        Ok(Some(note))
+    }
+
+    /// The restored process: its threads are coming out of the restorer.
+    fn restarted(&mut self, threads: &stop::Stopped) -> Result<(), String> {
+        let note = note();
+        stop::wait_arrived(threads.tids.len());
+        // SAFETY: every thread has left the restorer.
+        _ = unsafe { sc!(munmap, note.blob[0], note.blob[1] - note.blob[0]) };
+        self.writing = None;
+        self.member = note.member;
+        crate::init::adopt(note)?;
+        finished(1);
+        let generation = note.generation;
+        let result = loop {
+            match receive() {
+                Ok(ToProcess::Round { kind: RoundKind::Restart, round, members }) => {
+                    plugins::set_members(members.into());
+                    let r = match plugins::dispatch(Event::Restart, round, self.member, generation) {
+                        Ok(again) => send(&FromProcess::RoundDone {
+                            kind: RoundKind::Restart,
+                            round,
+                            again,
+                            publish: plugins::take_published(),
+                        }),
+                        Err(reason) => send(&FromProcess::Failed { generation, reason }),
+                    };
+                    if r.is_err() {
+                        break r;
+                    }
+                }
+                Ok(ToProcess::Resume { aborted: None, .. }) => break Ok(()),
+                Ok(ToProcess::Resume { aborted: Some(_), .. } | ToProcess::Kill) => _ = self.handle(ToProcess::Kill),
+                Ok(_) => {}
+                Err(e) => break Err(e),
+            }
+        };
+        if let Err(e) = plugins::dispatch(Event::Restarted, 0, self.member, generation) {
+            _ = send(&FromProcess::Log { line: format!("restarted: {e}") });
+        }
+        result
+    }
+}
+
+/// Descriptors that are not the program's.
+fn protected() -> Vec<i32> {
+    let mut p = plugins::protected();
+    p.extend(conn::descriptor());
+    p
+}

@@ -1,0 +1,238 @@
+//! The connection to the coordinator: a blocking TCP socket, used by the checkpoint thread alone (and by wrappers that
+//! announce births, under [`Connection`]'s lock).
+//!
+//! Rules: raw system calls and the arena only. The descriptor has a high number; since a program may close what it did not
+//! open, its identity is checked before each use.
+use crate::sys::{self, Errno};
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec,
+    vec::Vec,
+};
+use core::{
+    cell::UnsafeCell,
+    sync::atomic::{AtomicBool, Ordering::*},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use slackwater_protocol::{
+    auth::{self, Challenge, Role, Secret, Welcome},
+    frame::{self, Decoder},
+};
+
+/// A proven connection.
+pub struct Connection {
+    fd: i32,
+    inode: u64,
+    decoder: Decoder,
+}
+
+/// Moves a descriptor to a high number, out of the way of programs that expect the lowest free one, with CLOEXEC.
+pub fn move_high(fd: i32) -> sys::Result<i32> {
+    let mut limit = [0u64; 2];
+    // SAFETY: limit is a struct rlimit.
+    unsafe { sc!(prlimit64, 0, libc::RLIMIT_NOFILE, 0, limit.as_mut_ptr()) }?;
+    let highest = limit[0].min(1 << 16) as i32;
+    let mut from = highest - 24;
+    loop {
+        // SAFETY: duplicates a descriptor of ours.
+        match unsafe { sc!(fcntl, fd, libc::F_DUPFD_CLOEXEC, from.max(3)) } {
+            Ok(new) => {
+                // SAFETY: ours.
+                _ = unsafe { sc!(close, fd) };
+                return Ok(new as i32);
+            }
+            Err(Errno::EMFILE | Errno::EINVAL) if from > 64 => from /= 2,
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn parse_address(address: &str) -> Option<libc::sockaddr_in> {
+    let (ip, port) = address.trim().rsplit_once(':')?;
+    let mut bytes = [0u8; 4];
+    let mut parts = ip.split('.');
+    for b in &mut bytes {
+        *b = parts.next()?.parse().ok()?;
+    }
+    // SAFETY: all zeros is a sockaddr_in.
+    let mut a: libc::sockaddr_in = unsafe { core::mem::zeroed() };
+    a.sin_family = libc::AF_INET as u16;
+    a.sin_port = port.parse::<u16>().ok()?.to_be();
+    a.sin_addr.s_addr = u32::from_ne_bytes(bytes);
+    Some(a)
+}
+
+impl Connection {
+    /// Connects to `address` (`127.0.0.1:PORT`) and proves the secret both ways.
+    pub fn open(address: &str, secret: &Secret) -> Result<Self, String> {
+        let bad = |what: &str, e: &dyn core::fmt::Display| format!("coordinator at {address}: {what}: {e}");
+        let to = parse_address(address).ok_or_else(|| format!("coordinator address {address:?} is not IP:PORT"))?;
+        // SAFETY: a new socket; `to` is a sockaddr_in of the size given.
+        let fd = unsafe {
+            let fd = sc!(socket, libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0)
+                .map_err(|e| bad("socket", &e))? as i32;
+            sc!(connect, fd, &raw const to, size_of_val(&to)).map_err(|e| {
+                _ = sc!(close, fd);
+                bad("connect", &e)
+            })?;
+            let one = 1i32;
+            _ = sc!(setsockopt, fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, &raw const one, 4);
+            move_high(fd).map_err(|e| bad("no free descriptor", &e))?
+        };
+        let mut c = Self::adopt(fd).map_err(|e| bad("fstat", &e))?;
+        c.decoder = Decoder::new();
+        let challenge: Challenge = c.receive()?;
+        let mut nonce = [0; 32];
+        sys::random(&mut nonce);
+        let proof = auth::prove(secret, &challenge, Role::Process, nonce).map_err(|e| bad("handshake", &e))?;
+        c.send(&proof)?;
+        let welcome: Welcome = c.receive()?;
+        auth::confirm(secret, &challenge, &proof, &welcome).map_err(|e| bad("handshake", &e))?;
+        c.decoder.trust();
+        Ok(c)
+    }
+
+    /// Takes over a descriptor that is connected and proven.
+    pub fn adopt(fd: i32) -> sys::Result<Self> {
+        let inode = sys::fstat(fd)?.st_ino;
+        let mut decoder = Decoder::new();
+        decoder.trust();
+        Ok(Self { fd, inode, decoder })
+    }
+
+    /// Its descriptor.
+    pub fn fd(&self) -> i32 {
+        self.fd
+    }
+
+    /// The descriptor still is our socket: the program has not closed or replaced it.
+    pub fn alive(&self) -> bool {
+        sys::fstat(self.fd).is_ok_and(|st| st.st_ino == self.inode)
+    }
+
+    /// Sends one message.
+    pub fn send<T: Serialize>(&mut self, message: &T) -> Result<(), String> {
+        if !self.alive() {
+            return Err("the program closed the connection to the coordinator".to_string());
+        }
+        let bytes = frame::to_frame(message).map_err(|e| e.to_string())?;
+        let mut done = 0;
+        while done < bytes.len() {
+            // SAFETY: readable for the rest.
+            match unsafe { sc!(sendto, self.fd, bytes[done..].as_ptr(), bytes.len() - done, libc::MSG_NOSIGNAL, 0, 0) }
+            {
+                Ok(n) => done += n,
+                Err(Errno::EINTR) => {}
+                Err(e) => return Err(format!("coordinator: {e}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// The next message; waits for it.
+    pub fn receive<T: DeserializeOwned>(&mut self) -> Result<T, String> {
+        loop {
+            if let Some(m) = self.buffered()? {
+                return Ok(m);
+            }
+            self.fill()?;
+        }
+    }
+
+    /// The next message if it is here already.
+    pub fn buffered<T: DeserializeOwned>(&mut self) -> Result<Option<T>, String> {
+        self.decoder.next_message().map_err(|e| e.to_string())
+    }
+
+    /// Reads what has come; waits for at least one byte.
+    pub fn fill(&mut self) -> Result<(), String> {
+        let mut buf: Vec<u8> = vec![0; 16 << 10];
+        loop {
+            if !self.alive() {
+                return Err("the program closed the connection to the coordinator".to_string());
+            }
+            // SAFETY: writable for its length.
+            match unsafe { sc!(recvfrom, self.fd, buf.as_mut_ptr(), buf.len(), 0, 0, 0) } {
+                Ok(0) => return Err("the coordinator has gone".to_string()),
+                Ok(n) => {
+                    self.decoder.push(&buf[..n]);
+                    return Ok(());
+                }
+                Err(Errno::EINTR) => {}
+                Err(e) => return Err(format!("coordinator: {e}")),
+            }
+        }
+    }
+}
+
+/// The connection of this process. The checkpoint thread uses it, and wrappers that announce births.
+struct Shared {
+    lock: AtomicBool,
+    connection: UnsafeCell<Option<Connection>>,
+}
+
+// SAFETY: `connection` is only touched under `lock`; holders are the checkpoint thread, which is never stopped, and
+// threads inside the wrapper guard.
+unsafe impl Sync for Shared {}
+
+static SHARED: Shared = Shared { lock: AtomicBool::new(false), connection: UnsafeCell::new(None) };
+
+fn locked<R>(f: impl FnOnce(&mut Option<Connection>) -> R) -> R {
+    while SHARED.lock.compare_exchange_weak(false, true, Acquire, Relaxed).is_err() {
+        core::hint::spin_loop();
+    }
+    // SAFETY: the lock is ours.
+    let r = f(unsafe { &mut *SHARED.connection.get() });
+    SHARED.lock.store(false, Release);
+    r
+}
+
+/// Runs `f` on the connection.
+///
+/// # Errors
+/// There is none, or `f`'s.
+pub fn with<R>(f: impl FnOnce(&mut Connection) -> Result<R, String>) -> Result<R, String> {
+    locked(|c| match c {
+        Some(c) => f(c),
+        None => Err("not connected to a coordinator".to_string()),
+    })
+}
+
+/// Makes `c` the connection of this process; None: it has none.
+pub fn set(c: Option<Connection>) {
+    locked(|slot| *slot = c);
+}
+
+/// The connection's descriptor.
+pub fn descriptor() -> Option<i32> {
+    locked(|c| c.as_ref().map(Connection::fd))
+}
+
+/// After fork, in the child: whoever held the lock is not here. The parent's connection is closed.
+#[expect(dead_code, reason = "following is built next")]
+pub fn after_fork() {
+    SHARED.lock.store(false, Release);
+    locked(|c| {
+        if let Some(c) = c.take()
+            && c.alive()
+        {
+            // SAFETY: the child's copy of a descriptor of ours.
+            _ = unsafe { sc!(close, c.fd) };
+        }
+    });
+}
+
+/// Waits until the connection, or `other`, is readable: (connection, other).
+pub fn wait_readable(other: Option<i32>) -> (bool, bool) {
+    let mut p = [
+        libc::pollfd { fd: descriptor().unwrap_or(-1), events: libc::POLLIN, revents: 0 },
+        libc::pollfd { fd: other.unwrap_or(-1), events: libc::POLLIN, revents: 0 },
+    ];
+    if p[0].fd < 0 {
+        return (true, false);
+    }
+    // SAFETY: two pollfds.
+    while unsafe { sc!(poll, p.as_mut_ptr(), 2, -1isize as usize) } == Err(Errno::EINTR) {}
+    (p[0].revents != 0, p[1].revents != 0)
+}

@@ -1,0 +1,311 @@
+//! Freezing memory: what is shared is copied, then a fork keeps the rest as it is at this instant (copy-on-write), and the
+//! child writes the image while the program goes on.
+//!
+//! Rules: from [`Scratch::enter`] on, the arena must not change (its pages are part of the image), so every allocation
+//! between here and the end of the image is scratch memory, and nothing that lies there may be seen by the restored
+//! process: it returns from `with_context` in the caller, below whose frame all of this happens.
+use crate::{
+    arch,
+    arena::Scratch,
+    conn::move_high,
+    maps::{self, Maps},
+    pages::PAGE,
+    save,
+    sys::{self, Errno, Fd},
+};
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec,
+    vec::Vec,
+};
+use core::ffi::CStr;
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::*};
+use slackwater_image::meta::{self, Backing, Region, flag};
+
+/// What goes into the image besides memory; in the arena.
+pub struct Facts {
+    /// The process.
+    pub process: meta::Process,
+    /// Its threads: leader first, checkpoint thread last.
+    pub threads: Vec<meta::Thread>,
+    /// Named sections: objects, plugins.
+    pub sections: Vec<(String, Vec<u8>)>,
+    /// Ranges left out by plugins.
+    pub cutouts: Vec<(u64, u64)>,
+    /// Open for writing, empty.
+    pub image: Fd,
+    /// Codec number of the image format; see [`save::write`].
+    pub codec: u8,
+    /// Write now instead of forking.
+    pub sync: bool,
+}
+
+/// How the writing ended; shared with the child.
+#[repr(C)]
+pub struct Outcome {
+    /// 0 not yet, 1 well, 2 with `text`.
+    pub state: AtomicU32,
+    /// Length of the image.
+    pub bytes: AtomicU64,
+    /// Bytes of memory it stands for.
+    pub memory: AtomicU64,
+    text_len: AtomicU32,
+    text: [u8; 1024],
+    /// 1 when the child has opened what it needs.
+    ready: AtomicU32,
+    /// What it opened; these numbers are the program's too, and closed by us.
+    fds: [AtomicI32; 2],
+}
+
+impl Outcome {
+    fn report(&mut self, result: Result<(u64, u64), String>) {
+        match result {
+            Ok((bytes, memory)) => {
+                self.bytes.store(bytes, Relaxed);
+                self.memory.store(memory, Relaxed);
+                self.state.store(1, Release);
+            }
+            Err(e) => {
+                let n = e.len().min(self.text.len());
+                self.text[..n].copy_from_slice(&e.as_bytes()[..n]);
+                self.text_len.store(n as u32, Relaxed);
+                self.state.store(2, Release);
+            }
+        }
+    }
+}
+
+/// The child that writes.
+struct Child {
+    pid: i32,
+    pidfd: Fd,
+    /// The child's files; the descriptor table is shared, so they outlive it.
+    _files: Files,
+}
+
+/// An image that is being written.
+pub struct Writing {
+    child: Option<Child>,
+    outcome: *mut Outcome,
+    /// Why it was not forked; empty: it was.
+    pub note: String,
+}
+
+impl Writing {
+    /// Readable when the child has ended; None: it is done already.
+    pub fn poll_fd(&self) -> Option<i32> {
+        self.child.as_ref().map(|c| c.pidfd.0)
+    }
+
+    /// (image bytes, memory bytes). Waits for the child.
+    ///
+    /// # Errors
+    /// Why the image could not be written.
+    pub fn finish(self) -> Result<(u64, u64), String> {
+        let mut status = 0i32;
+        if let Some(c) = &self.child {
+            const WALL: usize = 0x4000_0000;
+            // SAFETY: status is an int.
+            while unsafe { sc!(wait4, c.pid, &raw mut status, WALL, 0) } == Err(Errno::EINTR) {}
+        }
+        // SAFETY: mapped in `freeze`, shared with the child, which has ended.
+        let o = unsafe { &*self.outcome };
+        let result = match o.state.load(Acquire) {
+            1 => Ok((o.bytes.load(Relaxed), o.memory.load(Relaxed))),
+            2 => Err(String::from_utf8_lossy(&o.text[..o.text_len.load(Relaxed) as usize]).into_owned()),
+            _ => Err(format!("the process that wrote the image ended early (wait status {status:#x}): out of memory?")),
+        };
+        // SAFETY: ours.
+        _ = unsafe { sc!(munmap, self.outcome, size_of::<Outcome>()) };
+        result
+    }
+
+    /// Ends the child; the image is not wanted any more.
+    pub fn cancel(self) {
+        if let Some(c) = &self.child {
+            // SAFETY: our own child, not yet waited for.
+            _ = unsafe { sc!(kill, c.pid, libc::SIGKILL) };
+        }
+        _ = self.finish();
+    }
+}
+
+/// Views of the calling process's own memory, at high descriptor numbers.
+pub struct Files {
+    /// /proc/self/mem.
+    pub memory: Fd,
+    /// /proc/self/pagemap.
+    pub pagemap: Fd,
+}
+
+impl Files {
+    fn open() -> Result<Self, String> {
+        let open = |path: &CStr| {
+            let fd = sys::open(path, libc::O_RDONLY, 0).map_err(|e| format!("{}: {e}", path.to_string_lossy()))?;
+            let high = move_high(fd.0).map_err(|e| format!("no free descriptor: {e}"))?;
+            core::mem::forget(fd);
+            Ok::<_, String>(Fd(high))
+        };
+        Ok(Self { memory: open(c"/proc/self/mem")?, pagemap: open(c"/proc/self/pagemap")? })
+    }
+}
+
+/// Content of a region as it was at the snapshot, where a forked child would see it change or not at all.
+pub struct Copy {
+    /// Index of the region.
+    pub region: usize,
+    /// (address in the program, address of the copy, length), ascending.
+    pub runs: Vec<(u64, u64, u64)>,
+}
+
+/// Must this region be copied before the program goes on?
+fn needs_copy(r: &Region) -> bool {
+    r.flags & flag::CUTOUT == 0
+        && (r.flags & (flag::DONTFORK | flag::WIPEONFORK) != 0
+            || matches!(r.backing, Backing::Shared(_)) && r.flags & flag::MAYWRITE != 0)
+}
+
+/// Runs of pages of a shared mapping that are in memory (mincore(2): the object's pages, whoever touched them).
+fn resident(r: &Region) -> Vec<(u64, u64)> {
+    const STEP: u64 = 1 << 30;
+    let mut out: Vec<(u64, u64)> = Vec::new();
+    let mut at = r.range.start;
+    let mut bits: Vec<u8> = vec![0; ((r.range.end - r.range.start).min(STEP) / PAGE) as usize];
+    while at < r.range.end {
+        let len = (r.range.end - at).min(STEP);
+        // SAFETY: bits has a byte for each page.
+        let ok = unsafe { sc!(mincore, at, len, bits.as_mut_ptr()) }.is_ok();
+        for i in 0..len / PAGE {
+            if !ok || bits[i as usize] & 1 != 0 {
+                let page = at + i * PAGE;
+                match out.last_mut() {
+                    Some(l) if l.1 == page => l.1 += PAGE,
+                    _ => out.push((page, page + PAGE)),
+                }
+            }
+        }
+        at += len;
+    }
+    out
+}
+
+fn copy_region(region: usize, r: &Region, memory: &Fd) -> Result<Copy, String> {
+    let runs = if matches!(r.backing, Backing::Shared(_)) { resident(r) } else { vec![(r.range.start, r.range.end)] };
+    let mut copy = Copy { region, runs: Vec::new() };
+    for (start, end) in runs {
+        let len = (end - start) as usize;
+        let to = sys::map_anonymous(len, libc::MAP_NORESERVE)
+            .map_err(|e| format!("{len} bytes for a copy of shared memory at {start:#x}: {e}; try --sync"))?;
+        let mut done = 0;
+        while done < len {
+            // SAFETY: `to` is writable for len.
+            match unsafe { sc!(pread64, memory.0, to.add(done), len - done, start as usize + done) } {
+                Ok(n) if n > 0 => done += n,
+                // Beyond the end of the file, or without access: there is no content.
+                _ => done = (done + 1).next_multiple_of(PAGE as usize),
+            }
+        }
+        copy.runs.push((start, to as u64, len as u64));
+    }
+    Ok(copy)
+}
+
+fn unmap_copies(copies: &[Copy]) {
+    for &(_, at, len) in copies.iter().flat_map(|c| &c.runs) {
+        // SAFETY: ours.
+        _ = unsafe { sc!(munmap, at, len) };
+    }
+}
+
+fn freeze_inner(facts: &Facts, scratch: (u64, u64), outcome: *mut Outcome) -> Result<Option<Child>, String> {
+    let Maps { regions, .. } = maps::read(&[scratch, (outcome as u64, outcome as u64 + PAGE)])?;
+    let files = Files::open()?;
+    let mut copies = Vec::new();
+    for (i, r) in regions.iter().enumerate().filter(|(_, r)| needs_copy(r)) {
+        copies.push(copy_region(i, r, &files.memory)?);
+    }
+    if facts.sync {
+        let result = save::write(facts, &regions, &copies, &files);
+        unmap_copies(&copies);
+        // SAFETY: mapped by the caller.
+        unsafe { (*outcome).report(result) };
+        return Ok(None);
+    }
+    drop(files);
+    // SAFETY: the child uses raw system calls, scratch memory and what was captured.
+    let pid = unsafe { arch::fork_sharing_files() };
+    if pid == 0 {
+        // SAFETY: shared with the parent.
+        let o = unsafe { &mut *outcome };
+        // The program has not gone on yet: these take no number that it might be about to get.
+        let files = Files::open();
+        if let Ok(f) = &files {
+            o.fds[0].store(f.memory.0, Relaxed);
+            o.fds[1].store(f.pagemap.0, Relaxed);
+        }
+        o.ready.store(1, Release);
+        sys::futex_wake_shared(&o.ready);
+        o.report(files.and_then(|f| save::write(facts, &regions, &copies, &f)));
+        loop {
+            // SAFETY: ends this process alone.
+            _ = unsafe { sc!(exit_group, 0) };
+        }
+    }
+    unmap_copies(&copies);
+    if pid < 0 {
+        return Err(format!("fork for the snapshot failed with errno {}: memory is short; try --sync", -pid));
+    }
+    // SAFETY: our child.
+    let pidfd = match unsafe { sc!(pidfd_open, pid, 0) }.and_then(|fd| move_high(fd as i32)) {
+        Ok(fd) => Fd(fd),
+        Err(e) => {
+            // SAFETY: our child.
+            _ = unsafe { sc!(kill, pid, libc::SIGKILL) };
+            return Err(format!("pidfd_open: {e} (Linux 5.3 or later is needed)"));
+        }
+    };
+    // SAFETY: shared with the child.
+    let o = unsafe { &*outcome };
+    while o.ready.load(Acquire) == 0 && !sys::readable(pidfd.0, 0) {
+        sys::futex_wait_shared(&o.ready, 0, 10_000_000);
+    }
+    let files = Files { memory: Fd(o.fds[0].load(Relaxed)), pagemap: Fd(o.fds[1].load(Relaxed)) };
+    Ok(Some(Child { pid: pid as i32, pidfd, _files: files }))
+}
+
+/// Freezes memory. Call it through `with_context`, so that the image knows where the checkpoint thread goes on.
+///
+/// # Errors
+/// Nothing has been frozen; the program can go on.
+pub fn freeze(facts: &Facts) -> Result<Writing, String> {
+    let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+    // SAFETY: a new mapping of a page.
+    let outcome = unsafe { sc!(mmap, 0, PAGE, libc::PROT_READ | libc::PROT_WRITE, shared, -1i64 as usize, 0) }
+        .map_err(|e| format!("mmap: {e}"))? as *mut Outcome;
+    // SAFETY: just mapped.
+    unsafe {
+        (*outcome).fds[0].store(-1, Relaxed);
+        (*outcome).fds[1].store(-1, Relaxed);
+    }
+    let scratch = Scratch::reserve().map_err(|e| format!("mmap: {e}"))?;
+    scratch.enter();
+    let result = freeze_inner(facts, scratch.range(), outcome);
+    Scratch::leave();
+    // From here on the arena again; what lies in scratch memory is copied out and forgotten, not dropped.
+    let result = match result {
+        Ok(child) => {
+            let note = if facts.sync { "written while stopped" } else { "" }.to_string();
+            Ok(Writing { child, outcome, note })
+        }
+        Err(e) => {
+            let copy = e.as_str().to_string();
+            core::mem::forget(e);
+            // SAFETY: ours.
+            _ = unsafe { sc!(munmap, outcome, PAGE) };
+            Err(copy)
+        }
+    };
+    drop(scratch);
+    result
+}

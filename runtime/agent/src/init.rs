@@ -1,0 +1,182 @@
+//! The constructor: what happens in each process before its `main`.
+//!
+//! Nothing here may fail loudly: a process that cannot join its computation runs as if slackwater were not there, after one
+//! line on stderr.
+use crate::{
+    arena, checkpoint, conn,
+    conn::Connection,
+    guard, libc_facts, stop,
+    sys::{self, complain},
+};
+use alloc::{
+    ffi::CString,
+    format,
+    string::{String, ToString},
+};
+use core::{
+    cell::UnsafeCell,
+    ffi::{CStr, c_char, c_int, c_void},
+};
+use slackwater_protocol::{
+    auth::Secret,
+    message::{FromProcess, ToProcess},
+    names,
+};
+use slackwater_restorer::plan::RestartInfo;
+
+/// What this process knows of its computation.
+#[derive(Clone)]
+pub struct Config {
+    /// Coordinator, `IP:PORT`.
+    pub address: String,
+    /// Checkpoint folder.
+    #[expect(dead_code, reason = "following is built next")]
+    pub folder: String,
+    /// The computation's secret.
+    pub secret: Secret,
+}
+
+struct Shared(UnsafeCell<Option<Config>>);
+// SAFETY: written in the constructor, and by the checkpoint thread of a restored process while all others stand.
+unsafe impl Sync for Shared {}
+static CONFIG: Shared = Shared(UnsafeCell::new(None));
+
+/// The computation that this process belongs to; None: none.
+pub fn config() -> Option<&'static Config> {
+    // SAFETY: see `Shared`.
+    unsafe { (*CONFIG.0.get()).as_ref() }
+}
+
+/// The constructor's arguments, as glibc and the ELF specification of the System V ABI's users have them.
+type Constructor = unsafe extern "C" fn(c_int, *const *const c_char, *const *const c_char);
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static CONSTRUCTOR: Constructor = constructor;
+
+/// # Safety
+/// `envp` is a NULL-terminated array of C strings.
+unsafe fn variable<'a>(envp: *const *const c_char, name: &str) -> Option<&'a str> {
+    let mut at = envp;
+    // SAFETY: the caller's.
+    unsafe {
+        while !(*at).is_null() {
+            let entry = CStr::from_ptr(*at).to_bytes();
+            if let Some(v) = entry.strip_prefix(name.as_bytes()).and_then(|r| r.strip_prefix(b"=")) {
+                return core::str::from_utf8(v).ok();
+            }
+            at = at.add(1);
+        }
+    }
+    None
+}
+
+unsafe extern "C" fn constructor(_argc: c_int, _argv: *const *const c_char, envp: *const *const c_char) {
+    // SAFETY: the loader's arguments.
+    let (address, folder, token) =
+        unsafe { (variable(envp, names::ENV_ADDR), variable(envp, names::ENV_DIR), variable(envp, names::ENV_TOKEN)) };
+    let (Some(address), Some(folder)) = (address, folder) else { return };
+    libc_facts::probe();
+    guard::install();
+    let result = read_secret(folder).and_then(|secret| {
+        let config = Config { address: address.to_string(), folder: folder.to_string(), secret };
+        // SAFETY: no other thread of ours yet.
+        unsafe { *CONFIG.0.get() = Some(config) };
+        start(token.map_or(0, names::parse_token))
+    });
+    if let Err(e) = result {
+        complain(&format!("this process is not part of the computation and will not be in its checkpoints: {e}"));
+    }
+}
+
+fn read_secret(folder: &str) -> Result<Secret, String> {
+    let path = format!("{folder}/{}", names::FILE_SECRET);
+    let c_path = CString::new(path.as_str()).map_err(|e| e.to_string())?;
+    let text = sys::read_file(&c_path).map_err(|e| format!("{path}: {e}"))?;
+    Secret::from_hex(&text).ok_or_else(|| format!("{path} does not hold a secret (64 hexadecimal digits)"))
+}
+
+/// Connects, joins, and starts the checkpoint thread. In the constructor, and in a forked child.
+///
+/// # Errors
+/// The process is not part of the computation then.
+pub fn start(token: u64) -> Result<(), String> {
+    let config = config().ok_or("no computation is named in the environment")?;
+    let connection = Connection::open(&config.address, &config.secret)?;
+    conn::set(Some(connection));
+    conn::with(|c| {
+        c.send(&FromProcess::Join {
+            token,
+            pid: sys::getpid(),
+            // SAFETY: no arguments.
+            ppid: unsafe { sc!(getppid) }.unwrap_or(0) as i32,
+            exe: sys::read_link(c"/proc/self/exe").unwrap_or_default(),
+            host: hostname(),
+            restarted_from: None,
+        })
+    })?;
+    spawn()
+}
+
+fn hostname() -> String {
+    sys::read_file(c"/proc/sys/kernel/hostname")
+        .map(|h| String::from_utf8_lossy(h.trim_ascii()).into_owned())
+        .unwrap_or_default()
+}
+
+/// The checkpoint thread is a pthread, for plugins use libc in their hooks. It takes no signal of the program's.
+fn spawn() -> Result<(), String> {
+    let all = u64::MAX;
+    let mut old = 0u64;
+    // SAFETY: masks are 8 bytes; the thread gets no argument.
+    unsafe {
+        _ = sc!(rt_sigprocmask, libc::SIG_SETMASK, &raw const all, &raw mut old, 8);
+        let mut thread: libc::pthread_t = core::mem::zeroed();
+        let r = libc::pthread_create(&raw mut thread, core::ptr::null(), run, core::ptr::null_mut());
+        _ = sc!(rt_sigprocmask, libc::SIG_SETMASK, &raw const old, 0, 8);
+        if r != 0 {
+            return Err(format!("the checkpoint thread cannot be made: errno {r}"));
+        }
+        libc::pthread_detach(thread);
+    }
+    // Now glibc's own handler is in place (it is installed by the first pthread_create), and ours goes before it.
+    stop::install().map_err(|e| format!("rt_sigaction: {e}"))
+}
+
+extern "C" fn run(_: *mut c_void) -> *mut c_void {
+    let mask = !(1u64 << (stop::SIGNAL - 1));
+    // SAFETY: 8 bytes. glibc's use of the signal (setuid in threads) must reach this thread too.
+    _ = unsafe { sc!(rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, 0, 8) };
+    let member = loop {
+        match conn::with(|c| c.receive::<ToProcess>()) {
+            Ok(ToProcess::Joined { member }) => break Ok(member),
+            Ok(_) => {}
+            Err(e) => break Err(e),
+        }
+    };
+    let reason = match member {
+        Ok(member) => checkpoint::Keeper::new(member).serve(),
+        Err(e) => e,
+    };
+    conn::set(None);
+    complain(&format!("{reason}: the program runs on, without checkpoints; the last committed generation restarts"));
+    core::ptr::null_mut()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.split(|&c| c == 0).next().unwrap_or(b"")).into_owned()
+}
+
+/// In a restored process: the new coordinator, folder and secret, and the connection that `restart` made.
+///
+/// # Errors
+/// The connection is not there.
+pub fn adopt(note: &RestartInfo) -> Result<(), String> {
+    let config = Config { address: text(&note.address), folder: text(&note.folder), secret: Secret::new(note.secret) };
+    // SAFETY: all other threads stand.
+    unsafe { *CONFIG.0.get() = Some(config) };
+    let c = Connection::adopt(note.coordinator_fd as i32).map_err(|e| format!("connection left by restart: {e}"))?;
+    conn::set(Some(c));
+    arena::Scratch::leave();
+    Ok(())
+}

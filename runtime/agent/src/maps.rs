@@ -1,0 +1,196 @@
+//! What is mapped, from /proc/self/smaps (for the VmFlags; /proc/self/maps where a kernel has no smaps).
+//!
+//! Runs in the stopped program, before the fork: MADV_DONTFORK and MADV_WIPEONFORK memory would be missing in the child.
+use crate::{
+    sys,
+    text::{dec, hex, lines},
+};
+use alloc::{ffi::CString, format, string::String, vec::Vec};
+use slackwater_image::meta::{Backing, FileId, Range, Region, flag};
+
+/// The mappings of this process.
+#[derive(Default)]
+pub struct Maps {
+    /// What the image is made of.
+    pub regions: Vec<Region>,
+    /// The vdso's text.
+    pub vdso: Range,
+    /// Its data pages, all of them.
+    pub vvar: Range,
+}
+
+/// VmFlags of Documentation/filesystems/proc.rst, and what they become.
+const FLAGS: &[(&[u8; 2], u32)] = &[
+    (b"gd", flag::GROWSDOWN),
+    (b"nr", flag::NORESERVE),
+    (b"dc", flag::DONTFORK),
+    (b"wf", flag::WIPEONFORK),
+    (b"dd", flag::DONTDUMP),
+    (b"hg", flag::HUGEPAGE),
+    (b"nh", flag::NOHUGEPAGE),
+    (b"lo", flag::LOCKED),
+    (b"mg", flag::MERGEABLE),
+    (b"sr", flag::SEQUENTIAL),
+    (b"rr", flag::RANDOM),
+    (b"ht", flag::HUGETLB),
+    (b"mw", flag::MAYWRITE),
+];
+/// Mappings of a device's own memory.
+const DEVICE: &[&[u8; 2]] = &[b"io", b"pf"];
+
+struct Header<'a> {
+    range: Range,
+    perms: &'a [u8],
+    offset: u64,
+    dev: u64,
+    ino: u64,
+    name: &'a [u8],
+}
+
+fn header(line: &[u8]) -> Option<Header<'_>> {
+    let mut parts = line.splitn(6, |&c| c == b' ');
+    let (range, perms, offset, dev, ino) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let dash = range.iter().position(|&c| c == b'-')?;
+    let colon = dev.iter().position(|&c| c == b':')?;
+    // As stat(2) has it: makedev(3).
+    let dev = libc::makedev(hex(&dev[..colon]) as u32, hex(&dev[colon + 1..]) as u32);
+    Some(Header {
+        range: Range { start: hex(&range[..dash]), end: hex(&range[dash + 1..]) },
+        perms,
+        offset: hex(offset),
+        dev,
+        ino: dec(ino),
+        name: parts.next().unwrap_or(b"").trim_ascii_start(),
+    })
+}
+
+fn file_id(h: &Header, last: &mut Option<FileId>) -> FileId {
+    const DELETED: &[u8] = b" (deleted)";
+    let (name, mut deleted) = match h.name.strip_suffix(DELETED) {
+        Some(n) => (n, true),
+        None => (h.name, false),
+    };
+    if let Some(f) = last
+        && (f.dev, f.ino, f.path.as_bytes()) == (h.dev, h.ino, name)
+    {
+        return FileId { offset: h.offset, ..f.clone() };
+    }
+    let (mut size, mut mtime_ns) = (0, 0);
+    if !deleted {
+        match CString::new(name).ok().and_then(|p| sys::stat(&p).ok()) {
+            Some(st) => {
+                size = st.st_size as u64;
+                mtime_ns = st.st_mtime * 1_000_000_000 + st.st_mtime_nsec;
+            }
+            None => deleted = true,
+        }
+    }
+    let path = String::from_utf8_lossy(name).into_owned();
+    let f = FileId { path, deleted, dev: h.dev, ino: h.ino, size, mtime_ns, offset: h.offset };
+    *last = Some(f.clone());
+    f
+}
+
+/// Is this mapping a piece of the verbs driver's user-space queue memory? It belongs to a device that will not exist after a
+/// restart; the plugin that knows the device makes new ones.
+fn is_verbs_device(name: &[u8]) -> bool {
+    name.starts_with(b"/dev/infiniband/")
+}
+
+/// Parses smaps (or maps). `ours` are ranges to be left out (the restorer's blob, scratch memory).
+///
+/// # Errors
+/// A mapping of a device that nobody knows how to restore, by name.
+pub fn parse(text: &[u8], ours: &[(u64, u64)]) -> Result<Maps, String> {
+    let mut maps = Maps::default();
+    let mut last = None;
+    let mut current: Option<Region> = None;
+    let mut device: Option<String> = None;
+    for line in lines(text) {
+        if let Some(flags) = line.strip_prefix(b"VmFlags:") {
+            let has = |f: &[u8; 2]| flags.split(|&c| c == b' ').any(|x| x == f);
+            if let Some(r) = &mut current {
+                r.flags |= FLAGS.iter().filter(|(n, _)| has(n)).fold(0, |a, (_, b)| a | b);
+                if DEVICE.iter().any(|f| has(f)) && r.flags & flag::CUTOUT == 0 {
+                    device.get_or_insert_with(|| format!("{:?}", r.backing));
+                }
+            }
+            continue;
+        }
+        // Header lines begin with lower-case hexadecimal and a dash; all others with a capital.
+        if !line.first().is_some_and(|c| c.is_ascii_digit() || c.is_ascii_lowercase()) {
+            continue;
+        }
+        maps.regions.extend(current.take());
+        let Some(h) = header(line) else { continue };
+        match h.name {
+            b"[vsyscall]" => continue,
+            b"[vdso]" => {
+                maps.vdso = h.range;
+                continue;
+            }
+            n if n.starts_with(b"[vvar") => {
+                if maps.vvar.start == 0 {
+                    maps.vvar = h.range;
+                }
+                maps.vvar.end = h.range.end;
+                continue;
+            }
+            _ => {}
+        }
+        if ours.iter().any(|&(s, e)| h.range.start >= s && h.range.end <= e) {
+            continue;
+        }
+        let p = h.perms;
+        let bit = |i: usize, c: u8, v: u32| if p.get(i) == Some(&c) { v } else { 0 };
+        let prot = bit(0, b'r', 1) | bit(1, b'w', 2) | bit(2, b'x', 4);
+        let shared = p.get(3) == Some(&b's');
+        let mut flags = 0;
+        let backing = if is_verbs_device(h.name) {
+            flags |= flag::CUTOUT;
+            Backing::Anon
+        } else if shared {
+            Backing::Shared(file_id(&h, &mut last))
+        } else if h.ino != 0 {
+            Backing::FilePrivate(file_id(&h, &mut last))
+        } else {
+            Backing::Anon
+        };
+        if h.name == b"[stack]" {
+            flags |= flag::GROWSDOWN;
+        }
+        current = Some(Region { range: h.range, prot, flags, backing });
+    }
+    maps.regions.extend(current);
+    match device {
+        Some(d) => Err(format!(
+            "the program maps the memory of a device ({d}), which cannot be saved: close the device, or use a plugin that knows it"
+        )),
+        None => Ok(maps),
+    }
+}
+
+/// Of the calling process.
+///
+/// # Errors
+/// As [`parse`].
+pub fn read(ours: &[(u64, u64)]) -> Result<Maps, String> {
+    let text = sys::read_file(c"/proc/self/smaps")
+        .or_else(|_| sys::read_file(c"/proc/self/maps"))
+        .map_err(|e| format!("/proc/self/maps: {e}"))?;
+    parse(&text, ours)
+}
+
+/// Where the vdso and its data lie: (vdso, vvar).
+///
+/// # Errors
+/// /proc is not there.
+pub fn vdso() -> Result<(Range, Range), String> {
+    let text = sys::read_file(c"/proc/self/maps").map_err(|e| format!("/proc/self/maps: {e}"))?;
+    let vdso_lines: Vec<u8> = lines(&text)
+        .filter(|l| l.ends_with(b"]") && l.windows(2).any(|w| w == b"[v"))
+        .flat_map(|l| [l, b"\n"].concat())
+        .collect();
+    let m = parse(&vdso_lines, &[])?;
+    Ok((m.vdso, m.vvar))
+}

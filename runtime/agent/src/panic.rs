@@ -1,0 +1,30 @@
+//! A defect of ours must not end the program: the checkpoint thread lets the program's threads go, says what happened, and
+//! ends. On a thread of the program (inside a wrapper) there is no way back, and the process aborts as it would by its own
+//! defect.
+use crate::{checkpoint, stop, sys};
+use alloc::format;
+
+// The precompiled `core` has landing pads; nothing here unwinds.
+core::arch::global_asm!(
+    ".globl rust_eh_personality, _Unwind_Resume",
+    ".hidden rust_eh_personality, _Unwind_Resume",
+    "rust_eh_personality:",
+    "_Unwind_Resume:",
+    "ud2"
+);
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo) -> ! {
+    sys::complain(&format!("internal error, please report it: {info}"));
+    if checkpoint::is_checkpoint_thread() {
+        stop::resume();
+        loop {
+            // SAFETY: ends this thread alone.
+            _ = unsafe { sc!(exit, 0) };
+        }
+    }
+    loop {
+        // SAFETY: SIGABRT, as abort(3).
+        _ = unsafe { sc!(tgkill, sys::getpid(), sys::gettid(), libc::SIGABRT) };
+    }
+}

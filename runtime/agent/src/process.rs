@@ -1,0 +1,299 @@
+//! What the kernel keeps for the process as a whole: asked for while its threads stand, given back after a restart.
+//!
+//! Given back here are only the things which a restored process must do itself (timers, pending signals); the rest is set by
+//! `slackwater restart` before the memory comes back.
+use crate::{
+    arch, sys,
+    text::{dec, hex, lines, signed, value},
+};
+use alloc::{
+    ffi::CString,
+    format,
+    string::{String, ToString},
+    vec,
+    vec::Vec,
+};
+use slackwater_image::meta::{MmMap, PosixTimer, Process, Range, SigAction, Zombie};
+
+const SIGINFO: usize = 128;
+
+fn prctl_get(option: i32) -> i32 {
+    // SAFETY: options used here take no pointer.
+    unsafe { sc!(prctl, option, 0, 0, 0, 0) }.unwrap_or(0) as i32
+}
+
+/// /proc/self/stat from field 3 on (field n is at n - 3).
+fn stat_fields() -> Result<Vec<i64>, String> {
+    let text = sys::read_file(c"/proc/self/stat").map_err(|e| format!("/proc/self/stat: {e}"))?;
+    let close = text.iter().rposition(|&c| c == b')').ok_or("/proc/self/stat has no name")?;
+    Ok(text[close + 2..].split(|&c| c == b' ' || c == b'\n').map(signed).collect())
+}
+
+/// Signals pending for the process as a whole: taken from the queue and put back in the same order.
+fn pending_signals() -> Vec<Vec<u8>> {
+    let mut set = 0u64;
+    // SAFETY: 8 bytes.
+    _ = unsafe { sc!(rt_sigpending, &raw mut set, 8) };
+    let mut out = Vec::new();
+    if set == 0 {
+        return out;
+    }
+    loop {
+        let (mut info, zero) = (vec![0u8; SIGINFO], [0u64; 2]);
+        // SAFETY: info is a siginfo, zero a timespec.
+        if unsafe { sc!(rt_sigtimedwait, &raw const set, info.as_mut_ptr(), zero.as_ptr(), 8) }.is_err() {
+            break;
+        }
+        out.push(info);
+    }
+    queue_signals(&out);
+    out
+}
+
+/// Queues signals for the process (rt_sigqueueinfo(2): to itself a process may send any siginfo).
+pub fn queue_signals(infos: &[Vec<u8>]) {
+    for info in infos {
+        let signal = i32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
+        // SAFETY: info is a siginfo.
+        _ = unsafe { sc!(rt_sigqueueinfo, sys::getpid(), signal, info.as_ptr()) };
+    }
+}
+
+fn posix_timers() -> Vec<PosixTimer> {
+    let Ok(text) = sys::read_file(c"/proc/self/timers") else { return Vec::new() };
+    let mut out: Vec<PosixTimer> = Vec::new();
+    for line in lines(&text) {
+        if let Some(v) = line.strip_prefix(b"ID: ") {
+            let id = dec(v) as i32;
+            let mut spec = [0u64; 4];
+            // SAFETY: spec is a struct itimerspec: interval, then value.
+            _ = unsafe { sc!(timer_gettime, id, spec.as_mut_ptr()) };
+            out.push(PosixTimer {
+                id,
+                clock: 0,
+                notify: 0,
+                signo: 0,
+                value: 0,
+                tid: 0,
+                remaining_ns: spec[2] * 1_000_000_000 + spec[3],
+                interval_ns: spec[0] * 1_000_000_000 + spec[1],
+            });
+            continue;
+        }
+        let Some(t) = out.last_mut() else { continue };
+        if let Some(v) = line.strip_prefix(b"signal: ") {
+            t.signo = dec(v) as i32;
+            t.value = v.iter().position(|&c| c == b'/').map_or(0, |i| hex(&v[i + 1..]));
+        } else if let Some(v) = line.strip_prefix(b"notify: ") {
+            // "signal/pid.17", "signal/tid.17", "none/pid.17", "thread/pid.17"
+            let kind = v.split(|&c| c == b'/').next().unwrap_or(b"");
+            let by_tid = v.windows(4).any(|w| w == b"tid.");
+            t.tid = v.iter().position(|&c| c == b'.').map_or(0, |i| dec(&v[i + 1..]) as i32);
+            t.notify = match kind {
+                b"none" => libc::SIGEV_NONE,
+                b"thread" => libc::SIGEV_THREAD,
+                _ if by_tid => libc::SIGEV_THREAD_ID,
+                _ => libc::SIGEV_SIGNAL,
+            };
+        } else if let Some(v) = line.strip_prefix(b"ClockID: ") {
+            t.clock = signed(v) as i32;
+        }
+    }
+    out
+}
+
+fn zombies(tids: &[i32]) -> Vec<Zombie> {
+    let mut info = [0u8; SIGINFO];
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: info is a siginfo.
+    _ = unsafe { sc!(waitid, libc::P_ALL, 0, info.as_mut_ptr(), flags, 0) };
+    let mut out: Vec<Zombie> = Vec::new();
+    if info[0] == 0 {
+        return out;
+    }
+    for tid in tids {
+        let Ok(path) = CString::new(format!("/proc/self/task/{tid}/children")) else { continue };
+        let Ok(text) = sys::read_file(&path) else { continue };
+        for pid in text.split(|&c| c == b' ').filter(|p| !p.is_empty()) {
+            let pid = dec(pid) as i32;
+            let Ok(path) = CString::new(format!("/proc/{pid}/stat")) else { continue };
+            let Ok(stat) = sys::read_file(&path) else { continue };
+            let Some(close) = stat.iter().rposition(|&c| c == b')') else { continue };
+            let f: Vec<&[u8]> = stat[close + 2..].trim_ascii_end().split(|&c| c == b' ').collect();
+            // Fields 3 state, 5 pgrp, 6 session, 38 exit_signal, 52 exit_code.
+            if f.len() > 49 && f[0] == b"Z" && dec(f[35]) != 0 {
+                let field = |n: usize| signed(f[n - 3]) as i32;
+                out.push(Zombie { pid, pgid: field(5), sid: field(6), status: field(52) });
+            }
+        }
+    }
+    out.sort_by_key(|z| z.pid);
+    out.dedup_by_key(|z| z.pid);
+    out
+}
+
+fn id_line(status: &[u8], key: &str) -> [u32; 3] {
+    let mut out = [0; 3];
+    if let Some(v) = value(status, key) {
+        for (o, x) in out.iter_mut().zip(v.split(|&c| c == b'\t')) {
+            *o = dec(x) as u32;
+        }
+    }
+    out
+}
+
+fn utsname() -> (String, String) {
+    // SAFETY: all zeros is a utsname; the kernel fills it with C strings.
+    unsafe {
+        let mut u: libc::utsname = core::mem::zeroed();
+        _ = sc!(uname, &raw mut u);
+        let text = |f: &[core::ffi::c_char]| {
+            f.iter().take_while(|&&c| c != 0).map(|&c| char::from(c as u8)).collect::<String>()
+        };
+        (text(&u.release), text(&u.nodename))
+    }
+}
+
+/// Everything but memory, threads and descriptors.
+///
+/// # Errors
+/// /proc is not there.
+pub fn capture(
+    tids: &[i32],
+    vdso: Range,
+    vvar: Range,
+    restart_info: u64,
+    protected: &[i32],
+) -> Result<Process, String> {
+    let f = stat_fields()?;
+    let field = |n: usize| f.get(n - 3).copied().unwrap_or(0);
+    let status = sys::read_file(c"/proc/self/status").map_err(|e| format!("/proc/self/status: {e}"))?;
+    let file = |p: &core::ffi::CStr| sys::read_file(p).unwrap_or_default();
+    let mut rlimits = Vec::new();
+    for resource in 0..16 {
+        let mut l = [0u64; 2];
+        // SAFETY: l is a struct rlimit64.
+        _ = unsafe { sc!(prlimit64, 0, resource, 0, l.as_mut_ptr()) };
+        rlimits.push((l[0], l[1]));
+    }
+    let mut sigactions = Vec::new();
+    for signal in 1..=64 {
+        let mut a = [0u64; 4];
+        // SAFETY: a is the kernel's struct sigaction.
+        _ = unsafe { sc!(rt_sigaction, signal, 0, a.as_mut_ptr(), 8) };
+        sigactions.push(SigAction { handler: a[0], flags: a[1], restorer: a[2], mask: a[3] });
+    }
+    let mut itimers = [(0, 0); 3];
+    for (which, t) in itimers.iter_mut().enumerate() {
+        let mut v = [0u64; 4];
+        // SAFETY: v is a struct itimerval: interval, then value.
+        _ = unsafe { sc!(getitimer, which, v.as_mut_ptr()) };
+        *t = (v[2] * 1_000_000 + v[3], v[0] * 1_000_000 + v[1]);
+    }
+    let (mut pdeathsig, mut subreaper) = (0i32, 0i32);
+    // SAFETY: both write an int; brk and personality take no pointer.
+    let (brk, personality) = unsafe {
+        _ = sc!(prctl, libc::PR_GET_PDEATHSIG, &raw mut pdeathsig, 0, 0, 0);
+        _ = sc!(prctl, libc::PR_GET_CHILD_SUBREAPER, &raw mut subreaper, 0, 0, 0);
+        (sc!(brk, 0).unwrap_or(0) as u64, sc!(personality, 0xffff_ffffu32).unwrap_or(0) as u32)
+    };
+    let vdso_content = if vdso.end > vdso.start {
+        // SAFETY: the kernel maps the vdso readable.
+        unsafe { core::slice::from_raw_parts(vdso.start as *const u8, (vdso.end - vdso.start) as usize) }.to_vec()
+    } else {
+        Vec::new()
+    };
+    let (kernel, hostname) = utsname();
+    Ok(Process {
+        pid: sys::getpid(),
+        ppid: field(4) as i32,
+        pgid: field(5) as i32,
+        sid: field(6) as i32,
+        tty: field(7) as i32,
+        tpgid: field(8) as i32,
+        exe: sys::read_link(c"/proc/self/exe").unwrap_or_default(),
+        cmdline: file(c"/proc/self/cmdline")
+            .split(|&c| c == 0)
+            .map(|a| String::from_utf8_lossy(a).into_owned())
+            .collect(),
+        cwd: sys::read_link(c"/proc/self/cwd").unwrap_or_default(),
+        umask: value(&status, "Umask").map_or(0o022, |v| v.iter().fold(0, |a, c| a << 3 | u32::from(c - b'0'))),
+        personality,
+        rlimits,
+        dumpable: prctl_get(libc::PR_GET_DUMPABLE) as u32,
+        pdeathsig,
+        subreaper: subreaper != 0,
+        no_new_privs: prctl_get(libc::PR_GET_NO_NEW_PRIVS) == 1,
+        thp_disable: prctl_get(libc::PR_GET_THP_DISABLE) == 1,
+        uids: id_line(&status, "Uid"),
+        gids: id_line(&status, "Gid"),
+        mm: MmMap {
+            start_code: field(26) as u64,
+            end_code: field(27) as u64,
+            start_data: field(45) as u64,
+            end_data: field(46) as u64,
+            start_brk: field(47) as u64,
+            brk,
+            start_stack: field(28) as u64,
+            arg_start: field(48) as u64,
+            arg_end: field(49) as u64,
+            env_start: field(50) as u64,
+            env_end: field(51) as u64,
+        },
+        auxv: file(c"/proc/self/auxv"),
+        vdso,
+        vvar,
+        vdso_content,
+        sigactions,
+        pending: pending_signals(),
+        itimers,
+        timers: posix_timers(),
+        zombies: zombies(tids),
+        restart_info,
+        protected_fds: protected.to_vec(),
+        cpu_features: arch::cpu_features(),
+        kernel: kernel.to_string(),
+        hostname: hostname.to_string(),
+    })
+}
+
+/// In a restored process: what the kernel keeps and only the process can set up again.
+pub fn restore(p: &Process) {
+    for t in &p.timers {
+        restore_timer(t);
+    }
+    for (which, &(value, interval)) in p.itimers.iter().enumerate() {
+        if value != 0 {
+            let v = [interval / 1_000_000, interval % 1_000_000, value / 1_000_000, value % 1_000_000];
+            // SAFETY: v is a struct itimerval.
+            _ = unsafe { sc!(setitimer, which, v.as_ptr(), 0) };
+        }
+    }
+    queue_signals(&p.pending);
+}
+
+/// Makes the timer under its old id: the kernel hands out ids in ascending order, so those before it are made and deleted.
+fn restore_timer(t: &PosixTimer) {
+    // struct sigevent: value, signo, notify, tid; 64 bytes.
+    let mut event = [0u8; 64];
+    event[..8].copy_from_slice(&t.value.to_ne_bytes());
+    event[8..12].copy_from_slice(&t.signo.to_ne_bytes());
+    event[12..16].copy_from_slice(&t.notify.to_ne_bytes());
+    event[16..20].copy_from_slice(&t.tid.to_ne_bytes());
+    for _ in 0..=t.id {
+        let mut id = 0i32;
+        // SAFETY: event is a struct sigevent, id an int, spec a struct itimerspec.
+        unsafe {
+            if sc!(timer_create, t.clock, event.as_ptr(), &raw mut id).is_err() {
+                return;
+            }
+            if id == t.id {
+                let ns = |n: u64| [n / 1_000_000_000, n % 1_000_000_000];
+                let spec = [ns(t.interval_ns), ns(t.remaining_ns)];
+                _ = sc!(timer_settime, id, 0, spec.as_ptr(), 0);
+                return;
+            }
+            _ = sc!(timer_delete, id);
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! What `slackwater restart` does.
+#![deny(unsafe_code)]
+
+pub mod enter;
