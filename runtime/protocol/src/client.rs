@@ -98,7 +98,8 @@ impl Client {
             if let Some(message) = self.decoder.next_message()? {
                 return Ok(message);
             }
-            match self.stream.read(&mut self.buffer) {
+            let wanted = self.decoder.missing().min(self.buffer.len());
+            match self.stream.read(&mut self.buffer[..wanted]) {
                 Ok(0) => return Err(ClientError::Closed),
                 Ok(n) => self.decoder.push(&self.buffer[..n]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -115,12 +116,16 @@ impl Client {
         self.stream.set_read_timeout(timeout)
     }
 
-    /// The socket: what `slackwater restart` hands on to the restored process. Fails while bytes that were received have
-    /// not been read as messages, for they would be lost.
-    ///
-    /// # Errors
-    /// With the client itself, in that case.
-    pub fn into_stream(self) -> Result<TcpStream, Self> {
-        if self.decoder.is_empty() { Ok(self.stream) } else { Err(self) }
+    /// The socket, to be handed on: what `slackwater restart` does with that of a restored process. Nothing that comes
+    /// after the last message received has been read from it.
+    #[must_use]
+    pub fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
+    /// The socket, to wait on it or to shut it down.
+    #[must_use]
+    pub const fn stream(&self) -> &TcpStream {
+        &self.stream
     }
 }

@@ -41,7 +41,7 @@ pub struct RestartMember {
 }
 
 /// From the coordinator to a command.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Reply {
     /// Answer to [`Request::Status`].
     Status(Status),
@@ -103,7 +103,7 @@ pub enum Phase {
 }
 
 /// The state of a computation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Status {
     /// What it is at.
     pub state: Phase,
@@ -120,7 +120,7 @@ pub struct Status {
 }
 
 /// One process.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MemberStatus {
     /// Number in the computation.
     pub member: u64,

@@ -98,10 +98,15 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Nothing is left over from what was pushed.
+    /// How many bytes are missing, at least, to the next message: who reads no more than that never reads into the one
+    /// after it. 0: the message is complete (or its length is out of bounds; `next_message` tells).
     #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.taken == self.buffer.len()
+    pub fn missing(&self) -> usize {
+        let rest = &self.buffer[self.taken..];
+        match rest.split_first_chunk::<HEADER>() {
+            None => HEADER - rest.len(),
+            Some((header, body)) => (u32::from_le_bytes(*header) as usize).saturating_sub(body.len()),
+        }
     }
 
     /// The next message, or None when more bytes are needed.
@@ -182,6 +187,23 @@ mod tests {
             }
             assert_eq!(seen, some_messages(), "in pieces of {piece}");
         }
+    }
+
+    #[test]
+    fn reading_what_is_missing_stops_at_the_end_of_a_message() {
+        let mut bytes = Vec::new();
+        for message in some_messages() {
+            encode(&message, &mut bytes).unwrap();
+        }
+        let first = to_frame(&some_messages()[0]).unwrap().len();
+        let mut decoder = Decoder::new();
+        let mut read = 0;
+        while decoder.missing() > 0 {
+            let n = decoder.missing();
+            decoder.push(&bytes[read..read + n]);
+            read += n;
+        }
+        assert_eq!(read, first);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Names that launcher, agent, coordinator and restart agree on: environment variables, and files in the folder of a
-//! computation.
+//! computation (its generations are named by the crate `slackwater-image`).
 use alloc::{format, string::String};
 
 /// Environment: where the coordinator listens, as `127.0.0.1:PORT`.
@@ -25,28 +25,6 @@ pub const FILE_ADDRESS: &str = "address";
 pub const FILE_LOG: &str = "log";
 /// File: flock(2)ed by the coordinator as long as it lives.
 pub const FILE_LOCK: &str = "lock";
-/// File in a generation's folder: what it consists of. Its presence under the final name is the commit.
-pub const FILE_MANIFEST: &str = "manifest.json";
-
-/// Folder of a committed generation.
-#[must_use]
-pub fn generation_folder(generation: u64) -> String {
-    format!("generation-{generation}")
-}
-
-/// Folder of a generation that is being written.
-#[must_use]
-pub fn partial_folder(generation: u64) -> String {
-    format!("generation-{generation}.partial")
-}
-
-/// The number in a committed generation's folder name; None for any other name, partial ones included.
-#[must_use]
-pub fn parse_generation_folder(name: &str) -> Option<u64> {
-    let digits = name.strip_prefix("generation-")?;
-    (digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok()).flatten()
-}
-
 /// `SLACKWATER_TOKEN`'s form of a token.
 #[must_use]
 pub fn format_token(token: u64) -> String {
@@ -64,11 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_and_tokens_read_back() {
-        assert_eq!(parse_generation_folder(&generation_folder(17)), Some(17));
-        assert_eq!(parse_generation_folder(&partial_folder(17)), None);
-        assert_eq!(parse_generation_folder("generation-"), None);
-        assert_eq!(parse_generation_folder("generation-+1"), None);
+    fn tokens_read_back() {
         assert_eq!(parse_token(&format_token(u64::MAX)), u64::MAX);
         assert_eq!(parse_token("zz"), 0);
     }

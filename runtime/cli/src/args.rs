@@ -1,0 +1,140 @@
+//! The command line.
+use clap::{Parser, Subcommand};
+use slackwater_coordinator::{Codec, Options};
+use slackwater_protocol::names;
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+/// Checkpoint and restart of distributed programs that talk RDMA: unmodified, unprivileged.
+#[derive(Parser)]
+#[command(name = "slackwater", version, subcommand_required = true, arg_required_else_help = true)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run a program so that it, and all it starts, can be checkpointed
+    ///
+    /// The program runs in the foreground with this terminal, and its exit status is the command's.
+    Launch(Launch),
+    /// Save the computation; prints the folder of the committed generation
+    Checkpoint {
+        #[command(flatten)]
+        dir: Dir,
+        /// End the computation once it is saved; its processes do not run on after the cut
+        #[arg(long)]
+        kill: bool,
+        /// Print path and figures as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show how the computation stands
+    Status {
+        #[command(flatten)]
+        dir: Dir,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// End all processes of the computation (SIGKILL); its generations stay
+    Kill {
+        #[command(flatten)]
+        dir: Dir,
+    },
+    /// Run a coordinator in the foreground (launch and restart start one by themselves)
+    Coordinator {
+        #[command(flatten)]
+        dir: Dir,
+        #[command(flatten)]
+        options: CoordinatorOptions,
+        /// Take over the folder, lock and socket from the parent
+        #[arg(long, hide = true)]
+        daemon: bool,
+    },
+    /// Show what an image holds, and verify it
+    Inspect {
+        /// Image file in a generation's folder
+        image: PathBuf,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+        /// Do not read all of it to verify its checksums
+        #[arg(long)]
+        no_verify: bool,
+    },
+}
+
+/// The handle of a computation.
+#[derive(clap::Args)]
+pub struct Dir {
+    /// The computation's folder: address, secret, log, generations
+    #[arg(long, env = names::ENV_DIR, default_value = "slackwater", value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
+#[derive(clap::Args)]
+pub struct Launch {
+    #[command(flatten)]
+    pub dir: Dir,
+    #[command(flatten)]
+    pub options: CoordinatorOptions,
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// How checkpoints are taken.
+#[derive(clap::Args)]
+pub struct CoordinatorOptions {
+    /// Take a checkpoint each so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    interval: Option<Duration>,
+    /// Keep only the newest K generations [default: all; 3 with --interval]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]
+    keep: Option<u32>,
+    /// Write images while the program is stopped, instead of from a copy-on-write child
+    #[arg(long)]
+    sync: bool,
+    /// How images are compressed
+    #[arg(long, default_value = "lz4", value_parser = ["raw", "lz4", "zstd"])]
+    codec: String,
+    /// Preload a plugin (a shared library) into each process; may be repeated
+    #[arg(long = "plugin", value_name = "PATH")]
+    pub plugins: Vec<PathBuf>,
+    /// How long stopping all processes may take before the checkpoint counts as failed
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "300", hide_short_help = true)]
+    patience: Duration,
+    /// The process for which the coordinator is started
+    #[arg(long, hide = true, value_parser = expected, value_name = "TOKEN:PID")]
+    expect: Option<(u64, i32)>,
+}
+
+impl CoordinatorOptions {
+    /// For the coordinator.
+    pub fn into_options(self) -> Options {
+        Options {
+            interval: self.interval,
+            // Unattended, and without a bound, checkpoints fill any disk.
+            keep: self.keep.or(self.interval.map(|_| 3)),
+            sync: self.sync,
+            codec: Codec::from_name(&self.codec).unwrap_or_default(),
+            plugins: self.plugins,
+            patience: self.patience,
+            expect: self.expect,
+        }
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_string())?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("must be more than 0 seconds".into()),
+    }
+}
+
+fn expected(text: &str) -> Result<(u64, i32), String> {
+    let parse = |(token, pid): (&str, &str)| Some((u64::from_str_radix(token, 16).ok()?, pid.parse().ok()?));
+    text.split_once(':').and_then(parse).ok_or_else(|| "not of the form TOKEN:PID".into())
+}

@@ -1,0 +1,526 @@
+//! The coordinator's state machine: who is a member, what goes on, what comes next. No I/O and no clock in it, so that a
+//! model test can drive it through every order of events (`tests/model.rs`).
+//!
+//! Rules:
+//! - A generation commits only with the image of every process that was there at the cut; no process runs on before all
+//!   have been snapshotted (or the checkpoint is off); whoever was told to suspend is told to resume.
+//! - Each attempt at a checkpoint has a generation number of its own, so that a late answer or a late writer of an
+//!   attempt that is over can do no harm. Numbers may thus be skipped.
+//! - Waiting is for sets of connections that shrink with each answer and each death, never for time. Patience only
+//!   bounds phases whose length does not depend on the amount of memory.
+mod checkpoint;
+mod event;
+mod restart;
+mod store;
+
+pub use event::{Conn, Effect, Group, Input, Token};
+
+use checkpoint::Checkpoint;
+use restart::Restart;
+use slackwater_protocol::{
+    command::{Figures, MemberStatus, Phase, Reply, Request, Status},
+    message::{FromProcess, ToProcess},
+};
+use std::collections::{BTreeMap, BTreeSet};
+use store::Store;
+
+/// Late joiners that may undo one checkpoint before it counts as failed.
+pub(crate) const MAX_RETAKEN: u32 = 100;
+
+/// What a coordinator is started with.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Settings {
+    /// The process it is started for: token, pid. It ends when this process dies without anybody having joined.
+    pub expect: Option<(Token, i32)>,
+    /// Number of the next generation.
+    pub next_generation: u64,
+    /// Newest generation that is committed already.
+    pub newest: Option<u64>,
+    /// Checkpoint each so many microseconds.
+    pub interval_us: Option<u64>,
+    /// How long suspending, draining, and letting go may take, in microseconds.
+    pub patience_us: u64,
+    /// Write images while the program is stopped.
+    pub sync: bool,
+    /// Codec of images: 0 raw, 1 lz4, 2 zstd.
+    pub codec: u8,
+    /// The computation's folder, absolute.
+    pub folder: String,
+    /// Plugins, for the manifest.
+    pub plugins: Vec<String>,
+}
+
+/// A process that has joined.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Member {
+    pub number: u64,
+    pub pid: i32,
+    pub ppid: i32,
+    pub exe: String,
+    pub host: String,
+    /// What announced it; an `Expect` for it that is read later than its `Join` is void.
+    token: Token,
+    /// It is about to exec, and will join again with this token.
+    exec: Option<Token>,
+    threads: u32,
+    /// It is no process any more (dead, or another program by exec); its connection lives on because its image is still
+    /// being written by its child.
+    pub left: bool,
+}
+
+impl Member {
+    pub(crate) fn name(&self) -> String {
+        format!("process {} ({})", self.pid, self.exe)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Expected {
+    /// Who said so.
+    by: Option<Conn>,
+    /// Known from `Born`, or because it is an exec.
+    pid: Option<i32>,
+}
+
+/// What goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Activity {
+    Idle,
+    Checkpoint(Box<Checkpoint>),
+    Restart(Box<Restart>),
+    /// All are being killed; then these are answered.
+    Ending(Vec<(Conn, Reply)>),
+}
+
+/// A request for a checkpoint that waits for its turn. None: the interval, or a process.
+type Pending = (Option<Conn>, bool);
+
+/// The state.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Machine {
+    settings: Settings,
+    members: BTreeMap<Conn, Member>,
+    expected: BTreeMap<Token, Expected>,
+    /// Connections of commands that wait for an answer.
+    commands: BTreeSet<Conn>,
+    activity: Activity,
+    pending: Vec<Pending>,
+    /// `slackwater kill` that came while the commit was on its way.
+    pending_kill: Vec<Conn>,
+    store: Store,
+    next_member: u64,
+    root_pid: i32,
+    newest: Option<u64>,
+    last: Option<Figures>,
+    error: Option<String>,
+    /// When the interval's next checkpoint is due.
+    due: Option<u64>,
+    /// Somebody has joined, or was expected: from then on, nobody there means the end.
+    begun: bool,
+    exited: bool,
+    now: u64,
+    out: Effects,
+}
+
+/// Effects of the present step; empty between steps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Effects(Vec<Effect>);
+
+impl std::hash::Hash for Effects {
+    fn hash<H: std::hash::Hasher>(&self, _: &mut H) {}
+}
+
+impl Machine {
+    /// A machine, and what is to be done first.
+    #[must_use]
+    pub fn new(settings: Settings, now: u64) -> (Self, Vec<Effect>) {
+        let mut machine = Self {
+            members: BTreeMap::new(),
+            expected: BTreeMap::new(),
+            commands: BTreeSet::new(),
+            activity: Activity::Idle,
+            pending: Vec::new(),
+            pending_kill: Vec::new(),
+            store: Store::default(),
+            next_member: 1,
+            root_pid: settings.expect.map_or(0, |(_, pid)| pid),
+            newest: settings.newest,
+            last: None,
+            error: None,
+            due: settings.interval_us.map(|interval| now + interval),
+            begun: settings.expect.is_some(),
+            exited: false,
+            now,
+            out: Effects::default(),
+            settings,
+        };
+        if let Some((token, pid)) = machine.settings.expect {
+            machine.expected.insert(token, Expected { by: None, pid: Some(pid) });
+            machine.emit(Effect::WatchExpected(token, pid));
+        }
+        let effects = std::mem::take(&mut machine.out.0);
+        (machine, effects)
+    }
+
+    /// One step, at `now` microseconds of a monotonic clock.
+    pub fn step(&mut self, now: u64, input: Input) -> Vec<Effect> {
+        self.now = now;
+        match input {
+            Input::Process(conn, message) => self.process(conn, message),
+            Input::Command(conn, request) => self.command(conn, request),
+            Input::Closed(conn) => self.closed(conn),
+            Input::Died(conn) => self.died(conn),
+            Input::ExpectedDied(token) => {
+                self.expected.remove(&token);
+            }
+            Input::Tick => self.tick(),
+            Input::Folder { generation, result } => self.folder_made(generation, result),
+            Input::Shared { generation, groups, note } => self.shared_found(generation, groups, note),
+            Input::Committed { generation, result } => self.committed(generation, result),
+        }
+        self.settle();
+        std::mem::take(&mut self.out.0)
+    }
+
+    /// When the next [`Input::Tick`] is of use, if it is at all, in microseconds of the clock given to `step`.
+    #[must_use]
+    pub fn deadline(&self) -> Option<u64> {
+        let patience = match &self.activity {
+            Activity::Checkpoint(checkpoint) => checkpoint.deadline(self.settings.patience_us),
+            Activity::Restart(restart) => restart.deadline(self.settings.patience_us),
+            Activity::Idle | Activity::Ending(_) => None,
+        };
+        let due = self.due.filter(|_| matches!(self.activity, Activity::Idle) && !self.members.is_empty());
+        patience.into_iter().chain(due).min()
+    }
+
+    /// What goes on.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match &self.activity {
+            Activity::Idle if self.members.is_empty() && !self.expected.is_empty() => Phase::Starting,
+            Activity::Idle => Phase::Running,
+            Activity::Checkpoint(checkpoint) => checkpoint.phase(),
+            Activity::Restart(_) => Phase::Restart,
+            Activity::Ending(_) => Phase::Ending,
+        }
+    }
+
+    /// Newest committed generation.
+    #[must_use]
+    pub const fn newest(&self) -> Option<u64> {
+        self.newest
+    }
+
+    fn status(&self) -> Status {
+        let present = self.members.values().filter(|m| !m.left);
+        let mut members: Vec<_> = present
+            .map(|m| MemberStatus {
+                member: m.number,
+                pid: m.pid,
+                ppid: m.ppid,
+                exe: m.exe.clone(),
+                host: m.host.clone(),
+                threads: m.threads,
+            })
+            .collect();
+        members.sort_by_key(|m| m.member);
+        Status {
+            state: self.phase(),
+            members,
+            expected: u32::try_from(self.expected.len()).unwrap_or(u32::MAX),
+            generation: self.newest,
+            last_checkpoint: self.last.clone(),
+            error: self.error.clone(),
+        }
+    }
+
+    fn emit(&mut self, effect: Effect) {
+        self.out.0.push(effect);
+    }
+
+    fn log(&mut self, line: String) {
+        self.emit(Effect::Log(line));
+    }
+
+    /// Answers a command, if it still listens; its connection is done with.
+    fn answer(&mut self, conn: Conn, reply: Reply) {
+        if self.commands.remove(&conn) {
+            self.emit(Effect::Reply(conn, reply));
+            self.emit(Effect::Close(conn));
+        }
+    }
+
+    fn process(&mut self, conn: Conn, message: FromProcess) {
+        if let FromProcess::Join { token, pid, ppid, exe, host, restarted_from } = message {
+            let member = Member { number: 0, pid, ppid, exe, host, token, exec: None, threads: 0, left: false };
+            return self.join(conn, member, restarted_from);
+        }
+        if !self.members.contains_key(&conn) {
+            self.log(format!("connection {conn} spoke before it joined: closed"));
+            return self.emit(Effect::Close(conn));
+        }
+        match message {
+            FromProcess::Join { .. } => {}
+            FromProcess::Expect { token } => {
+                // Its Join may have been read first, for it comes on another connection.
+                if !self.members.values().any(|m| m.token == token) {
+                    self.expected.entry(token).or_insert(Expected { by: None, pid: None }).by = Some(conn);
+                }
+            }
+            FromProcess::Born { token, pid } => {
+                if let Some(expected) = self.expected.get_mut(&token) {
+                    expected.pid = Some(pid);
+                    self.watch_expected(token, pid);
+                }
+            }
+            FromProcess::Unexpect { token } => {
+                self.expected.remove(&token);
+                if let Some(member) = self.members.get_mut(&conn)
+                    && member.exec == Some(token)
+                {
+                    member.exec = None;
+                }
+            }
+            FromProcess::Exec { token } => {
+                if let Some(member) = self.members.get_mut(&conn) {
+                    member.exec = Some(token);
+                }
+            }
+            FromProcess::Suspended { generation, threads, descriptors } => {
+                if let Some(member) = self.members.get_mut(&conn) {
+                    member.threads = threads;
+                }
+                self.suspended(conn, generation, descriptors);
+            }
+            FromProcess::RoundDone { kind, round, again, publish } => {
+                self.round_done(conn, kind, round, again, publish);
+            }
+            FromProcess::Query { keys } => {
+                let values = self.store.query(&keys);
+                self.emit(Effect::Send(conn, ToProcess::Values { values }));
+            }
+            FromProcess::Snapshotted { generation, note, .. } => self.snapshotted(conn, generation, &note),
+            FromProcess::Resumed { generation, stopped_us } => self.resumed(conn, generation, stopped_us),
+            FromProcess::Saved { generation, file, bytes, memory } => {
+                self.saved(conn, generation, checkpoint::Saved { file, bytes, memory });
+            }
+            FromProcess::Failed { generation, reason } => self.failed(conn, generation, &reason),
+            FromProcess::RequestCheckpoint => self.pending.push((None, false)),
+            FromProcess::Log { line } => {
+                let name = self.members[&conn].name();
+                self.log(format!("{name}: {line}"));
+            }
+        }
+    }
+
+    fn join(&mut self, conn: Conn, mut member: Member, restarted_from: Option<u64>) {
+        if self.members.contains_key(&conn) {
+            self.log(format!("{} joined twice: closed", member.name()));
+            return self.emit(Effect::Close(conn));
+        }
+        let token = member.token;
+        let mut announced = token != 0 && self.expected.remove(&token).is_some();
+        // Another program of a process that has joined before: its old self is over, though a child of it may be writing.
+        let before = self.members.iter().find(|(_, m)| token != 0 && m.exec == Some(token)).map(|(&conn, _)| conn);
+        if let Some(before) = before {
+            announced = true;
+            self.leave(before);
+        }
+        if let Some(generation) = restarted_from {
+            match self.restart_number(generation, member.pid) {
+                Some(number) => member.number = number,
+                None => {
+                    self.log(format!(
+                        "{} says it was restarted from generation {generation}, which nobody announced: closed",
+                        member.name()
+                    ));
+                    return self.emit(Effect::Close(conn));
+                }
+            }
+        } else {
+            member.number = self.next_member;
+            self.next_member += 1;
+        }
+        if self.root_pid == 0 {
+            self.root_pid = member.pid;
+        }
+        self.begun = true;
+        let (number, pid, name) = (member.number, member.pid, member.name());
+        let exe = restarted_from.is_none().then(|| member.exe.clone());
+        self.log(format!("{name} joined as member {number}"));
+        self.members.insert(conn, member);
+        self.emit(Effect::Send(conn, ToProcess::Joined { member: number }));
+        self.emit(Effect::Watch(conn, pid, exe));
+        match &self.activity {
+            Activity::Idle => {}
+            Activity::Checkpoint(_) => self.joined_in_checkpoint(conn, announced),
+            Activity::Restart(_) => self.joined_in_restart(conn, restarted_from),
+            Activity::Ending(_) => self.emit(Effect::Kill(conn)),
+        }
+    }
+
+    fn command(&mut self, conn: Conn, request: Request) {
+        if !self.commands.insert(conn) {
+            self.log(format!("command {conn} asked twice: closed"));
+            return self.emit(Effect::Close(conn));
+        }
+        match request {
+            Request::Status => {
+                let status = Reply::Status(self.status());
+                self.answer(conn, status);
+            }
+            Request::Checkpoint { kill } => {
+                if self.members.is_empty() && self.expected.is_empty() && matches!(self.activity, Activity::Idle) {
+                    let reason = "no process has joined this computation: there is nothing to checkpoint".into();
+                    return self.answer(conn, Reply::Failed { reason });
+                }
+                self.pending.push((Some(conn), kill));
+            }
+            Request::Kill => {
+                if let Activity::Ending(answers) = &mut self.activity {
+                    answers.push((conn, Reply::Gone));
+                } else if matches!(&self.activity, Activity::Checkpoint(c) if c.phase() == Phase::Commit) {
+                    self.pending_kill.push(conn);
+                } else {
+                    self.log("asked to kill the computation".into());
+                    self.end(vec![(conn, Reply::Gone)]);
+                }
+            }
+            Request::Restart { token, generation, root_pid, members } => {
+                self.begin_restart(conn, token, generation, root_pid, &members);
+            }
+        }
+    }
+
+    fn died(&mut self, conn: Conn) {
+        let Some(member) = self.members.get(&conn) else { return };
+        if member.left {
+            return;
+        }
+        if matches!(&self.activity, Activity::Checkpoint(c) if c.image_is_coming(conn)) {
+            self.leave(conn);
+        } else {
+            self.emit(Effect::Drain(conn));
+        }
+    }
+
+    /// The process is no more (or another program); its connection stays only while its image is being written.
+    fn leave(&mut self, conn: Conn) {
+        let coming = matches!(&self.activity, Activity::Checkpoint(c) if c.image_is_coming(conn));
+        if let Some(member) = self.members.get_mut(&conn) {
+            member.left = true;
+            member.exec = None;
+        }
+        if coming {
+            self.left_in_checkpoint(conn);
+        } else {
+            self.emit(Effect::Close(conn));
+        }
+    }
+
+    fn closed(&mut self, conn: Conn) {
+        if self.commands.remove(&conn) {
+            return self.command_closed(conn);
+        }
+        let Some(member) = self.members.remove(&conn) else { return };
+        // Children that it announced and whose pid nobody knows: they join unannounced, or do not exist.
+        self.expected.retain(|_, expected| expected.by != Some(conn) || expected.pid.is_some());
+        if let Some(token) = member.exec {
+            self.expected.insert(token, Expected { by: None, pid: Some(member.pid) });
+            self.watch_expected(token, member.pid);
+        } else if !member.left {
+            self.log(format!("{} left", member.name()));
+        }
+        match &self.activity {
+            Activity::Checkpoint(_) => self.closed_in_checkpoint(conn, &member),
+            Activity::Restart(_) => self.closed_in_restart(conn, &member),
+            Activity::Idle | Activity::Ending(_) => {}
+        }
+    }
+
+    fn watch_expected(&mut self, token: Token, pid: i32) {
+        self.emit(Effect::WatchExpected(token, pid));
+        if matches!(self.activity, Activity::Ending(_)) {
+            self.emit(Effect::KillExpected(token));
+        }
+    }
+
+    fn command_closed(&mut self, conn: Conn) {
+        // One that was to end the computation is taken even if nobody waits for its answer.
+        self.pending.retain(|&(by, kill)| by != Some(conn) || kill);
+        if matches!(&self.activity, Activity::Restart(restart) if restart.requester == conn) {
+            self.restart_failed("the command that restarts it is gone".into());
+        }
+    }
+
+    /// Kills everything; `answers` are given when all are gone.
+    fn end(&mut self, answers: Vec<(Conn, Reply)>) {
+        let before = std::mem::replace(&mut self.activity, Activity::Ending(answers));
+        let reason = "the computation was killed".to_string();
+        match before {
+            Activity::Checkpoint(checkpoint) => {
+                self.emit(Effect::RemoveFolder(checkpoint.generation));
+                for conn in checkpoint.requesters {
+                    self.answer(conn, Reply::Failed { reason: reason.clone() });
+                }
+            }
+            Activity::Restart(restart) => self.answer(restart.requester, Reply::Failed { reason: reason.clone() }),
+            Activity::Idle | Activity::Ending(_) => {}
+        }
+        for (conn, _) in std::mem::take(&mut self.pending) {
+            if let Some(conn) = conn {
+                self.answer(conn, Reply::Failed { reason: reason.clone() });
+            }
+        }
+        for (conn, left) in self.members.iter().map(|(&conn, m)| (conn, m.left)).collect::<Vec<_>>() {
+            self.emit(if left { Effect::Close(conn) } else { Effect::Kill(conn) });
+        }
+        let tokens: Vec<_> = self.expected.iter().filter(|(_, e)| e.pid.is_some()).map(|(&token, _)| token).collect();
+        for token in tokens {
+            self.emit(Effect::KillExpected(token));
+        }
+    }
+
+    fn tick(&mut self) {
+        match &self.activity {
+            Activity::Checkpoint(_) => self.checkpoint_tick(),
+            Activity::Restart(_) => self.restart_tick(),
+            Activity::Idle if self.due.is_some_and(|due| due <= self.now) && !self.members.is_empty() => {
+                self.pending.push((None, false));
+            }
+            Activity::Idle | Activity::Ending(_) => {}
+        }
+    }
+
+    /// After each input: what is possible now that was not before.
+    fn settle(&mut self) {
+        if matches!(self.activity, Activity::Idle) && !self.pending_kill.is_empty() {
+            let conns = std::mem::take(&mut self.pending_kill);
+            self.end(conns.into_iter().map(|conn| (conn, Reply::Gone)).collect());
+        }
+        self.checkpoint_barrier();
+        if matches!(self.activity, Activity::Idle) && !self.pending.is_empty() {
+            self.begin_checkpoint();
+        }
+        let nobody = self.members.is_empty() && self.expected.is_empty();
+        if let Activity::Ending(answers) = &mut self.activity
+            && nobody
+        {
+            for (conn, reply) in std::mem::take(answers) {
+                self.answer(conn, reply);
+            }
+            self.exit();
+        } else if matches!(self.activity, Activity::Idle) && nobody && self.begun {
+            self.exit();
+        }
+    }
+
+    fn exit(&mut self) {
+        if !self.exited {
+            self.exited = true;
+            self.log("the last process has left: the coordinator ends".into());
+            self.emit(Effect::Exit);
+        }
+    }
+}

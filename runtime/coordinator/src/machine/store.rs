@@ -1,0 +1,95 @@
+//! Published values of one checkpoint or restart.
+//!
+//! Rule: what is published in a round can be seen from the next round on, whoever is faster; so each slot remembers the
+//! value before this round beside the new one, and turning to the next round costs nothing, however many values there are.
+use slackwater_protocol::message::Entry;
+use std::{
+    collections::HashMap,
+    hash::{Hash, Hasher},
+};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Slot {
+    /// What rounds up to `since` see.
+    before: Option<Vec<u8>>,
+    /// What later rounds see.
+    value: Vec<u8>,
+    /// The round in which `value` was published.
+    since: u32,
+}
+
+/// Scope and key to value.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Store {
+    scopes: HashMap<String, HashMap<Vec<u8>, Slot>>,
+    round: u32,
+}
+
+// For the model test's table of seen states; the map's order must not show.
+impl Hash for Store {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.round.hash(state);
+        self.scopes.values().map(HashMap::len).sum::<usize>().hash(state);
+    }
+}
+
+impl Store {
+    /// Turns to the next round: what was published so far can be seen.
+    pub const fn next_round(&mut self) {
+        self.round += 1;
+    }
+
+    /// Publishes. A key that is published twice in a round holds the later value.
+    pub fn publish(&mut self, entries: Vec<Entry>) {
+        for Entry { scope, key, value } in entries {
+            let round = self.round;
+            let slots = match self.scopes.get_mut(&scope) {
+                Some(slots) => slots,
+                None => self.scopes.entry(scope).or_default(),
+            };
+            match slots.get_mut(&key) {
+                Some(slot) if slot.since < round => {
+                    slot.before = Some(std::mem::replace(&mut slot.value, value));
+                    slot.since = round;
+                }
+                Some(slot) => slot.value = value,
+                None => {
+                    slots.insert(key, Slot { before: None, value, since: round });
+                }
+            }
+        }
+    }
+
+    /// What was published under these keys before this round.
+    pub fn query(&self, keys: &[(String, Vec<u8>)]) -> Vec<Option<Vec<u8>>> {
+        let find = |(scope, key): &(String, Vec<u8>)| {
+            let slot = self.scopes.get(scope)?.get(key)?;
+            if slot.since < self.round { Some(slot.value.clone()) } else { slot.before.clone() }
+        };
+        keys.iter().map(find).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(key: &str, value: &str) -> Entry {
+        Entry { scope: "ib".into(), key: key.into(), value: value.into() }
+    }
+
+    #[test]
+    fn values_are_seen_from_the_next_round_on() {
+        let mut store = Store::default();
+        let ask = |store: &Store| store.query(&[("ib".into(), b"a".to_vec())]).remove(0);
+        store.publish(vec![entry("a", "1")]);
+        assert_eq!(ask(&store), None);
+        store.next_round();
+        assert_eq!(ask(&store), Some(b"1".to_vec()));
+        store.publish(vec![entry("a", "2"), entry("a", "3")]);
+        assert_eq!(ask(&store), Some(b"1".to_vec()));
+        store.next_round();
+        assert_eq!(ask(&store), Some(b"3".to_vec()));
+        assert_eq!(store.query(&[("socket".into(), b"a".to_vec()), ("ib".into(), b"b".to_vec())]), vec![None, None]);
+    }
+}

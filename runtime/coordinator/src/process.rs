@@ -1,0 +1,70 @@
+//! Processes as the kernel knows them: pidfds to see them die and to kill them, without a chance to hit another process
+//! that got the pid later.
+#![allow(unsafe_code)] // AsyncFd must be told that a descriptor stays what it is
+use rustix::{
+    fd::OwnedFd,
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal},
+};
+use std::{fs, path::Path, sync::Arc};
+use tokio::io::unix::AsyncFd;
+
+/// A process that can be watched and killed.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle(Arc<OwnedFd>);
+
+/// What became of an attempt to get hold of a process.
+pub(crate) enum Found {
+    /// Here it is.
+    Alive(Handle),
+    /// There is no such process (any more).
+    Dead,
+    /// It cannot be watched (kernel before 5.3, no descriptors left): its connection must do.
+    Unknown(Errno),
+}
+
+/// Opens a process by pid.
+pub(crate) fn open(pid: i32) -> Found {
+    let Some(pid) = Pid::from_raw(pid) else { return Found::Dead };
+    match rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
+        Ok(fd) => Found::Alive(Handle(Arc::new(fd))),
+        Err(Errno::SRCH) => Found::Dead,
+        // PIDFD_NONBLOCK is of Linux 5.10.
+        Err(Errno::INVAL) => match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(fd) => Found::Alive(Handle(Arc::new(fd))),
+            Err(Errno::SRCH) => Found::Dead,
+            Err(error) => Found::Unknown(error),
+        },
+        Err(error) => Found::Unknown(error),
+    }
+}
+
+impl Handle {
+    /// SIGKILL; a process that is gone already is no error.
+    pub(crate) fn kill(&self) {
+        let _ = rustix::process::pidfd_send_signal(&*self.0, Signal::KILL);
+    }
+
+    /// Until it has died (be it a zombie).
+    pub(crate) async fn died(self) {
+        // SAFETY: the Arc keeps the descriptor open, and it is never replaced.
+        match unsafe { AsyncFd::register(self.0) } {
+            Ok(fd) => drop(fd.readable().await),
+            // Cannot be told: never.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// Whether `pid`, here, is the process that says it runs `exe`: a process in another pid namespace names other pids.
+pub(crate) fn runs(pid: i32, exe: &str) -> bool {
+    let plain = |path: &str| path.strip_suffix(" (deleted)").unwrap_or(path).to_string();
+    fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|path| plain(&path.to_string_lossy()) == plain(exe))
+}
+
+/// Number of threads, from /proc/PID/stat field 20; None when it is gone.
+pub(crate) fn threads(pid: i32) -> Option<u32> {
+    let stat = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
+    // The second field may hold anything; the last ')' ends it.
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(17)?.parse().ok()
+}

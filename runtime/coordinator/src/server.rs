@@ -1,0 +1,318 @@
+//! The tokio shell around the state machine: connections, pidfds, timers and files in, effects out.
+//!
+//! Everything runs on one thread, except what may block on a disk or on many system calls (commit, removal, kcmp), which
+//! runs as a blocking job and reports back as an input.
+use crate::{
+    connection::{self, Event, Out},
+    folder::Claim,
+    generation,
+    machine::{Conn, Effect, Input, Machine, Settings, Token},
+    options::Options,
+    process::{self, Found, Handle},
+    shared,
+};
+use slackwater_protocol::{
+    command::{Reply, Status},
+    frame,
+    message::ToProcess,
+    names,
+};
+use std::{
+    collections::{HashMap, VecDeque},
+    fs, io,
+    net::TcpListener,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    task::{JoinHandle, JoinSet},
+};
+
+/// At the end, peers have this long to read their last message.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Runs the coordinator of a claimed folder until its computation has ended.
+///
+/// # Errors
+/// When the runtime cannot be set up.
+pub fn run(claim: Claim, options: &Options) -> io::Result<()> {
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    runtime.block_on(async {
+        let listener = TcpListener::from(claim.listener);
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let (events, queue) = unbounded_channel();
+        let acceptor = tokio::spawn(accept(listener, Arc::new(claim.secret), events.clone()));
+        let (newest, next_generation) = generation::numbers(&claim.dir);
+        let settings = Settings {
+            expect: options.expect,
+            next_generation,
+            newest,
+            interval_us: options.interval.map(micros),
+            patience_us: micros(options.patience),
+            sync: options.sync,
+            codec: options.codec.number(),
+            folder: claim.dir.to_string_lossy().into_owned(),
+            plugins: options.plugins.iter().map(|path| path.to_string_lossy().into_owned()).collect(),
+        };
+        let (machine, effects) = Machine::new(settings, 0);
+        let mut server = Server {
+            dir: claim.dir.clone(),
+            keep: options.keep,
+            machine,
+            started: Instant::now(),
+            events,
+            outs: HashMap::new(),
+            writers: Vec::new(),
+            processes: HashMap::new(),
+            expected: HashMap::new(),
+            jobs: JoinSet::new(),
+            inputs: VecDeque::new(),
+            done: false,
+        };
+        log(&format!("coordinator {} of {} listens on {}", std::process::id(), claim.dir.display(), claim.addr));
+        let dir = claim.dir.clone();
+        server.jobs.spawn_blocking(move || generation::remove_leftovers(&dir));
+        server.apply(effects);
+        server.run(queue).await;
+        acceptor.abort();
+        let _ = fs::remove_file(claim.dir.join(names::FILE_ADDRESS));
+        server.farewell().await;
+        Ok(())
+    })
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// A line with the time (UTC), to stderr: the daemon's is the computation's log file.
+pub(crate) fn log(line: &str) {
+    let now = SystemTime::now();
+    eprintln!("{} {line}", humantime::format_rfc3339_millis(now));
+}
+
+/// Each process needs two descriptors here.
+fn raise_descriptor_limit() {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
+}
+
+async fn accept(
+    listener: tokio::net::TcpListener,
+    secret: Arc<slackwater_protocol::auth::Secret>,
+    events: UnboundedSender<Event>,
+) {
+    let mut next: Conn = 1;
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                tokio::spawn(connection::serve(stream, peer, next, secret.clone(), events.clone()));
+                next += 1;
+            }
+            Err(error) => {
+                // Out of descriptors: those who wait stay in the backlog until some are free.
+                drop(events.send(Event::Log(format!("cannot accept a connection: {error}"))));
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+struct Server {
+    dir: PathBuf,
+    keep: Option<u32>,
+    machine: Machine,
+    started: Instant,
+    events: UnboundedSender<Event>,
+    outs: HashMap<Conn, UnboundedSender<Out>>,
+    writers: Vec<JoinHandle<()>>,
+    /// Members that can be watched.
+    processes: HashMap<Conn, (Handle, i32)>,
+    expected: HashMap<Token, Handle>,
+    /// Jobs on files that must end before the coordinator does.
+    jobs: JoinSet<()>,
+    /// Answers to effects that were carried out at once.
+    inputs: VecDeque<Input>,
+    done: bool,
+}
+
+impl Server {
+    async fn run(&mut self, mut queue: UnboundedReceiver<Event>) {
+        while !self.done {
+            let deadline = self.machine.deadline().map(|at| self.started + Duration::from_micros(at));
+            let event = match deadline {
+                None => queue.recv().await,
+                Some(deadline) => tokio::select! {
+                    biased;
+                    event = queue.recv() => event,
+                    () = tokio::time::sleep_until(deadline.into()) => Some(Event::Input(Input::Tick)),
+                },
+            };
+            match event {
+                None => return,
+                Some(Event::Log(line)) => log(&line),
+                Some(Event::Opened { conn, out, writer }) => {
+                    self.outs.insert(conn, out);
+                    self.writers.retain(|writer| !writer.is_finished());
+                    self.writers.push(writer);
+                }
+                Some(Event::Input(input)) => self.step(input),
+            }
+        }
+    }
+
+    fn step(&mut self, input: Input) {
+        if let Input::Closed(conn) = input {
+            self.outs.remove(&conn);
+            self.processes.remove(&conn);
+        }
+        if let Input::ExpectedDied(token) = input {
+            self.expected.remove(&token);
+        }
+        self.inputs.push_back(input);
+        while let Some(input) = self.inputs.pop_front() {
+            let now = micros(self.started.elapsed());
+            let effects = self.machine.step(now, input);
+            self.apply(effects);
+        }
+        while self.jobs.try_join_next().is_some() {}
+    }
+
+    fn apply(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Send(conn, message) => self.send(conn, &message),
+                Effect::Reply(conn, Reply::Status(status)) => {
+                    let status = Reply::Status(self.with_threads(status));
+                    self.send(conn, &status);
+                }
+                Effect::Reply(conn, reply) => self.send(conn, &reply),
+                Effect::Close(conn) => drop(self.outs.remove(&conn)),
+                Effect::Drain(conn) => {
+                    if let Some(out) = self.outs.get(&conn) {
+                        drop(out.send(Out::Drain));
+                    }
+                }
+                Effect::Watch(conn, pid, exe) => self.watch(conn, pid, exe.as_deref()),
+                Effect::WatchExpected(token, pid) => self.watch_expected(token, pid),
+                Effect::Kill(conn) => match self.processes.get(&conn) {
+                    Some((process, _)) => process.kill(),
+                    None => self.send(conn, &ToProcess::Kill),
+                },
+                Effect::KillExpected(token) => {
+                    if let Some(process) = self.expected.get(&token) {
+                        process.kill();
+                    }
+                }
+                Effect::CreateFolder(generation) => {
+                    let result = generation::create(&self.dir, generation);
+                    self.inputs.push_back(Input::Folder { generation, result });
+                }
+                Effect::FindShared(generation, processes) => {
+                    let events = self.events.clone();
+                    self.jobs.spawn_blocking(move || {
+                        let (groups, note) = shared::find(processes);
+                        drop(events.send(Event::Input(Input::Shared { generation, groups, note })));
+                    });
+                }
+                Effect::Commit(mut manifest) => {
+                    let (dir, keep, events) = (self.dir.clone(), self.keep, self.events.clone());
+                    self.jobs.spawn_blocking(move || {
+                        let generation = manifest.generation;
+                        let result = generation::commit(&dir, &mut manifest);
+                        let committed = result.is_ok();
+                        drop(events.send(Event::Input(Input::Committed { generation, result })));
+                        if let (true, Some(keep)) = (committed, keep)
+                            && let Err(error) = generation::prune(&dir, keep)
+                        {
+                            drop(events.send(Event::Log(format!("an old generation cannot be removed: {error}"))));
+                        }
+                    });
+                }
+                Effect::RemoveFolder(generation) => {
+                    let (dir, events) = (self.dir.clone(), self.events.clone());
+                    self.jobs.spawn_blocking(move || {
+                        if let Err(error) = generation::remove_partial(&dir, generation) {
+                            drop(events.send(Event::Log(format!("leftovers cannot be removed: {error}"))));
+                        }
+                    });
+                }
+                Effect::Log(line) => log(&line),
+                Effect::Exit => self.done = true,
+            }
+        }
+    }
+
+    fn send(&self, conn: Conn, message: &impl serde::Serialize) {
+        let Some(out) = self.outs.get(&conn) else { return };
+        match frame::to_frame(message) {
+            Ok(frame) => drop(out.send(Out::Frame(frame))),
+            Err(error) => log(&format!("a message to connection {conn} cannot be sent: {error}")),
+        }
+    }
+
+    /// `exe` None: the process is being restored, and is another program still.
+    fn watch(&mut self, conn: Conn, pid: i32, exe: Option<&str>) {
+        let events = self.events.clone();
+        let found = process::open(pid);
+        if exe.is_some_and(|exe| !process::runs(pid, exe)) {
+            return log(&format!(
+                "process {pid} is not of this pid namespace: its connection alone tells whether it lives"
+            ));
+        }
+        match found {
+            Found::Alive(handle) => {
+                self.processes.insert(conn, (handle.clone(), pid));
+                tokio::spawn(async move {
+                    handle.died().await;
+                    drop(events.send(Event::Input(Input::Died(conn))));
+                });
+            }
+            Found::Dead => drop(events.send(Event::Input(Input::Died(conn)))),
+            Found::Unknown(error) => log(&format!("process {pid} cannot be watched: {error}")),
+        }
+    }
+
+    fn watch_expected(&mut self, token: Token, pid: i32) {
+        let events = self.events.clone();
+        match process::open(pid) {
+            Found::Alive(handle) => {
+                self.expected.insert(token, handle.clone());
+                tokio::spawn(async move {
+                    handle.died().await;
+                    drop(events.send(Event::Input(Input::ExpectedDied(token))));
+                });
+            }
+            Found::Dead => drop(events.send(Event::Input(Input::ExpectedDied(token)))),
+            Found::Unknown(error) => log(&format!("process {pid}, which was announced, cannot be watched: {error}")),
+        }
+    }
+
+    /// Counts the threads of processes that can be seen here; one of them is the checkpoint thread.
+    fn with_threads(&self, mut status: Status) -> Status {
+        let seen: std::collections::HashSet<i32> = self.processes.values().map(|&(_, pid)| pid).collect();
+        for member in status.members.iter_mut().filter(|member| seen.contains(&member.pid)) {
+            if let Some(threads) = process::threads(member.pid) {
+                member.threads = threads.saturating_sub(1);
+            }
+        }
+        status
+    }
+
+    /// Lets file jobs end and writers flush.
+    async fn farewell(mut self) {
+        self.outs.clear();
+        while self.jobs.join_next().await.is_some() {}
+        let flushed = async {
+            for writer in self.writers.drain(..) {
+                let _ = writer.await;
+            }
+        };
+        let _ = tokio::time::timeout(FAREWELL, flushed).await;
+    }
+}
