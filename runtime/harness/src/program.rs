@@ -141,7 +141,8 @@ impl Program {
             Some("c") => vec![self.build(&["-O2", "-g", "-pthread", "-Wall"], &["-o"], "-lm")?],
             Some("java") => {
                 let out = self.build(&[], &["-d"], "")?;
-                vec!["java".into(), "-Xmx256m".into(), "-cp".into(), out, "Threads".into()]
+                let class = self.source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                vec!["java".into(), "-Xmx256m".into(), "-cp".into(), out, class]
             }
             Some("py") => vec!["/usr/bin/python3".into(), source],
             Some("pl") => vec!["/usr/bin/perl".into(), source],
