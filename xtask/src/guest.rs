@@ -26,6 +26,9 @@ const ERR: i32 = 4;
 /// The descriptor of the link to another guest.
 const LINK: i32 = 5;
 
+/// Where the guest has file systems of its own.
+const HIDDEN: [&str; 3] = ["/tmp", "/run", "/dev/shm"];
+
 /// The driver behind the guest's RDMA device.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Driver {
@@ -67,6 +70,23 @@ pub struct Options {
     /// The command. One word is a shell line, several are a program and its arguments.
     #[arg(last = true, required = true)]
     pub command: Vec<String>,
+}
+
+impl Options {
+    /// What `cargo xtask guest -- LINE` stands for.
+    pub fn shell(line: String) -> Self {
+        Self {
+            node: 1,
+            time: 300,
+            writable: Vec::new(),
+            memory: 1024,
+            driver: Driver::Rxe,
+            env: Vec::new(),
+            verbose: false,
+            peer: None,
+            command: vec![line],
+        }
+    }
 }
 
 /// Boots, runs, and gives the command's status.
@@ -149,12 +169,17 @@ fn prepare(dir: &Path, options: &Options) -> Result<()> {
         }
     }
     fs::write(dir.join("env"), env)?;
-    let mut writable = String::new();
+    let mut mounts = String::new();
+    // The guest has a /tmp of its own; a clone that lies in the host's must be seen through it.
+    let root = run::root();
+    if HIDDEN.iter().any(|hidden| root.starts_with(hidden)) {
+        mounts += &format!("ro {}", path_line(&root)?);
+    }
     for folder in &options.writable {
         let folder = folder.canonicalize().with_context(|| format!("-w {}: no such folder", folder.display()))?;
-        writable += &path_line(&folder)?;
+        mounts += &format!("rw {}", path_line(&folder)?);
     }
-    fs::write(dir.join("rw"), writable)?;
+    fs::write(dir.join("mounts"), mounts)?;
     image::write(&dir.join("initrd"))
 }
 

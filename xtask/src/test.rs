@@ -1,7 +1,15 @@
 //! `test`: what CI runs.
+//!
+//! Order: setup, format, lints, release build, unit and integration tests, then the end-to-end tests on the host and in the
+//! guest, whose runner's summary closes the output. A stage of tests that fails does not keep the later ones from running;
+//! the status tells.
+//!
+//! The preloaded libraries are built one by one: cargo unifies the features of what it builds together, and a library that
+//! lives in a stranger's process shall get no feature that only a tool needs (`std`, which it must not have at all).
 use crate::{run, setup};
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use std::path::PathBuf;
 
 /// `test`'s options.
 #[derive(Args)]
@@ -12,22 +20,103 @@ pub struct Options {
     /// Everything, the long runs too.
     #[arg(long, conflicts_with = "quick")]
     full: bool,
+    /// Only end-to-end tests whose name contains this; no lints, no unit tests.
+    #[arg(value_name = "NAME", conflicts_with = "quick")]
+    only: Option<String>,
 }
 
 /// Setup, format, lints, build, tests.
-pub fn run(_options: &Options) -> Result<()> {
+pub fn run(options: &Options) -> Result<()> {
     setup::ensure()?;
-    run::step(&mut run::cargo(["fmt", "--all", "--check"]))?;
-    // The agent has no std and the restorer not even a libc; cargo would unify their features with everybody's, so they
-    // are built by themselves.
-    const REST: [&str; 5] = ["--workspace", "--exclude", "slackwater-agent", "--exclude", "slackwater-restorer"];
-    const APART: [&str; 2] = ["slackwater-agent", "slackwater-restorer"];
-    let with = |first: &str, rest: &[&str]| run::cargo([first].iter().chain(REST.iter()).chain(rest).copied());
-    run::step(&mut with("clippy", &["--all-targets", "--quiet", "--", "-D", "warnings"]))?;
-    for package in APART {
-        run::step(&mut run::cargo(["clippy", "-p", package, "--quiet", "--", "-D", "warnings"]))?;
+    let packages = Packages::find()?;
+    if options.only.is_none() {
+        run::step(&mut run::cargo(["fmt", "--all", "--check"]))?;
+        packages.each(&["clippy", "--quiet", "--all-targets"], &["--", "-D", "warnings"])?;
     }
-    run::step(&mut with("build", &["--release"]))?;
-    run::step(&mut run::cargo(["build", "--release", "-p", "slackwater-agent"]))?;
-    run::step(&mut with("test", &[]))
+    build(&packages)?;
+    let mut failed = Vec::new();
+    if options.only.is_none() {
+        for mut command in packages.commands(&["test", "--no-fail-fast"], &["--", "--quiet"]) {
+            failed.extend(run::step(&mut command).err());
+        }
+    }
+    let level = if options.quick {
+        "quick"
+    } else if options.full {
+        "full"
+    } else {
+        "normal"
+    };
+    let mut end_to_end = run::cargo(["test", "--package", HARNESS, "--test", "e2e", "--"]);
+    end_to_end.args(&options.only);
+    end_to_end.env("SLACKWATER_LEVEL", level).env("SLACKWATER_XTASK", std::env::current_exe()?);
+    failed.extend(run::step(&mut end_to_end).err());
+    match failed.first() {
+        None => Ok(()),
+        Some(first) => bail!("{} of the test runs failed; the first: {first:#}", failed.len()),
+    }
+}
+
+/// The end-to-end tests: they need the release build, so they run last and on their own.
+const HARNESS: &str = "slackwater-harness";
+
+/// `slackwater` and its libraries, side by side in `target/release`, which is returned.
+pub fn build_release() -> Result<PathBuf> {
+    build(&Packages::find()?)
+}
+
+fn build(packages: &Packages) -> Result<PathBuf> {
+    packages.each(&["build", "--release", "--quiet"], &[])?;
+    Ok(packages.target.join("release"))
+}
+
+/// The workspace's packages.
+struct Packages {
+    target: PathBuf,
+    /// Those that make a library to preload.
+    preloaded: Vec<String>,
+}
+
+impl Packages {
+    fn find() -> Result<Self> {
+        let text = run::output(&mut run::cargo(["metadata", "--no-deps", "--format-version", "1"]))
+            .context("`cargo metadata` failed: is the workspace's Cargo.toml sound?")?;
+        let metadata: serde_json::Value = serde_json::from_str(&text)?;
+        let is_preloaded = |package: &&serde_json::Value| {
+            package["targets"].as_array().is_some_and(|targets| {
+                targets.iter().any(|t| t["crate_types"].as_array().is_some_and(|k| k.iter().any(|k| k == "cdylib")))
+            })
+        };
+        let packages = metadata["packages"].as_array().context("no packages")?;
+        let names = packages.iter().filter(is_preloaded).filter_map(|p| p["name"].as_str());
+        Ok(Self {
+            target: metadata["target_directory"].as_str().context("no target directory")?.into(),
+            preloaded: names.map(str::to_owned).collect(),
+        })
+    }
+
+    /// `cargo FIRST... LAST...` for each preloaded library, then for all the rest.
+    fn commands(&self, first: &[&str], last: &[&str]) -> Vec<std::process::Command> {
+        let mut all = Vec::new();
+        for name in &self.preloaded {
+            let mut command = run::cargo(first);
+            command.args(["--package", name]).args(last);
+            all.push(command);
+        }
+        let mut rest = run::cargo(first);
+        rest.arg("--workspace");
+        for name in &self.preloaded {
+            rest.args(["--exclude", name]);
+        }
+        if first.contains(&"test") {
+            rest.args(["--exclude", HARNESS]);
+        }
+        rest.args(last);
+        all.push(rest);
+        all
+    }
+
+    fn each(&self, first: &[&str], last: &[&str]) -> Result<()> {
+        self.commands(first, last).iter_mut().try_for_each(run::step)
+    }
 }

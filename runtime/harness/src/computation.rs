@@ -370,7 +370,7 @@ impl Computation {
             let err = Output::read(child.stderr.take().context("no pipe")?);
             (child, out, err, None)
         };
-        self.running = Some(Running { child, out, err, seen: 0, terminal: terminal });
+        self.running = Some(Running { child, out, err, seen: 0, terminal });
         Ok(())
     }
 
