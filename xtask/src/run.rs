@@ -11,7 +11,9 @@ pub fn root() -> PathBuf {
 
 /// A command as a person would type it, for messages.
 pub fn shown(command: &Command) -> String {
-    let mut words = vec![command.get_program()];
+    // The program's name is enough: cargo's full path is long.
+    let program = std::path::Path::new(command.get_program());
+    let mut words = vec![program.file_name().unwrap_or(program.as_os_str())];
     words.extend(command.get_args());
     words.into_iter().map(|w| quote(&w.to_string_lossy())).collect::<Vec<_>>().join(" ")
 }

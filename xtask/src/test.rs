@@ -31,7 +31,7 @@ pub fn run(options: &Options) -> Result<()> {
     let packages = Packages::find()?;
     if options.only.is_none() {
         run::step(&mut run::cargo(["fmt", "--all", "--check"]))?;
-        packages.each(&["clippy", "--quiet", "--all-targets"], &["--", "-D", "warnings"])?;
+        packages.lint()?;
     }
     build(&packages)?;
     let mut failed = Vec::new();
@@ -114,6 +114,19 @@ impl Packages {
         rest.args(last);
         all.push(rest);
         all
+    }
+
+    fn lint(&self) -> Result<()> {
+        const STRICT: [&str; 3] = ["--", "-D", "warnings"];
+        for name in &self.preloaded {
+            // Not `--all-targets`: it would build a unit test of the library, with std.
+            let targets = ["clippy", "--quiet", "--package", name, "--lib", "--tests"];
+            run::step(&mut run::cargo(targets.iter().chain(&STRICT)))?;
+        }
+        let Some(mut rest) = self.commands(&["clippy", "--quiet", "--all-targets"], &STRICT).pop() else {
+            return Ok(());
+        };
+        run::step(&mut rest)
     }
 
     fn each(&self, first: &[&str], last: &[&str]) -> Result<()> {
