@@ -3,8 +3,9 @@
 //! Rules: what two descriptors share (an *open file description*: offset, flags, owner) is one [`Open`]; what two
 //! descriptions share (an inode: a pipe's bytes, a deleted file's contents) is found again by (`dev`, `ino`). Paths are
 //! bytes, as the kernel knows them. A field is added at the end of its struct with a minor step of the image format.
-use alloc::vec::Vec;
+use alloc::{boxed::Box, vec::Vec};
 use serde::{Deserialize, Serialize};
+use slackwater_socket::model::Socket;
 
 /// The descriptors of one process and what is behind them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,6 +143,8 @@ pub enum Kind {
         /// Its watches, ascending by descriptor.
         watches: Vec<Watch>,
     },
+    /// socket(2), socketpair(2), accept(2).
+    Socket(Box<Socket>),
     /// pidfd_open(2).
     Pid {
         /// Process; None: it has ended and was waited for.

@@ -6,9 +6,10 @@
 //! Three steps, since other processes of the computation may still be running when this one stands: [`survey`] finds out
 //! what there is (and refuses); when *all* stand, [`quiet`] says whether bytes are still under way to a peer; [`fill`]
 //! then takes offsets, counters and unread bytes.
-use alloc::{format, string::String, vec::Vec};
+use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::fmt;
 
+use slackwater_socket::diag::Diag;
 use slackwater_socket::sys::{self, Errno};
 
 use crate::model::{Descriptor, Kind, Open, Owner, Table};
@@ -68,6 +69,7 @@ pub fn capture(exclude: &[i32]) -> Result<Table> {
 pub fn survey(exclude: &[i32]) -> Result<Table> {
     let numbers = sys::descriptors().map_err(|e| CaptureError::call(-1, "listing /proc/self/fd", e))?;
     let mut table = Table::default();
+    let mut diag = LazyDiag::default();
     // Descriptors sorted by inode, then by the kernel's order of descriptions: duplicates are found by binary search.
     let mut known: Vec<(u64, u64, i32, u32)> = Vec::with_capacity(numbers.len());
     let pid = sys::getpid();
@@ -103,7 +105,7 @@ pub fn survey(exclude: &[i32]) -> Result<Table> {
             Err(at) => {
                 let open = table.opens.len() as u32;
                 known.insert(at, (st.st_dev, st.st_ino, fd, open));
-                table.opens.push(describe(fd, &st)?);
+                table.opens.push(describe(fd, &st, &mut diag)?);
                 open
             }
         };
@@ -112,10 +114,21 @@ pub fn survey(exclude: &[i32]) -> Result<Table> {
     Ok(table)
 }
 
-/// Whether every byte that this process sent has arrived at its peer (or its peer is outside the computation, or gone).
-/// While it is not, hold another round; a queue that the peer's full window keeps from emptying is handled by [`fill`].
-pub fn quiet(_table: &Table) -> bool {
-    true
+/// Whether every byte that was written to this process's TCP connections, in either direction, has arrived (as far as the
+/// other end is on this host). All processes of the computation must stand. While it says no, hold another round: each
+/// call also widens receive windows that are full, so that what waits in senders' queues can arrive.
+pub fn quiet(table: &Table) -> bool {
+    let mut diag = LazyDiag::default();
+    let mut all = true;
+    for open in &table.opens {
+        if let Kind::Socket(socket) = &open.kind
+            && socket.tcp.is_some()
+            && let Ok(diag) = diag.get(open.fd)
+        {
+            all &= slackwater_socket::quiet(open.fd, socket, diag);
+        }
+    }
+    all
 }
 
 /// Takes what changes: offsets, counters, unread bytes, socket states. All processes of the computation must stand.
@@ -125,10 +138,11 @@ pub fn quiet(_table: &Table) -> bool {
 pub fn fill(table: &mut Table) -> Result<()> {
     table.realtime_ns = sys::clock(libc::CLOCK_REALTIME).map_err(|e| CaptureError::call(-1, "clock_gettime", e))?;
     let mut saved: Vec<(u64, u64)> = Vec::new();
+    let mut diag = LazyDiag::default();
     for i in 0..table.opens.len() {
         let fd = table.opens[i].fd;
         let st = sys::fstat(fd).map_err(|e| CaptureError::call(fd, "fstat", e))?;
-        let mut open = describe(fd, &st)?;
+        let mut open = describe(fd, &st, &mut diag)?;
         // An inode's bytes are taken once, however many descriptions this process has of it.
         let key = (open.dev, open.ino);
         let readable = open.flags & libc::O_ACCMODE != libc::O_WRONLY;
@@ -144,6 +158,9 @@ pub fn fill(table: &mut Table) -> Result<()> {
                     pipe::unread(fd, pipe)?;
                     saved.push(key);
                 }
+                Kind::Socket(socket) => {
+                    slackwater_socket::fill(fd, socket, diag.get(fd)?).map_err(|e| CaptureError::new(fd, e))?;
+                }
                 _ => {}
             }
         }
@@ -157,8 +174,21 @@ pub fn keys(table: &Table) -> impl Iterator<Item = (i32, u64, u64)> + '_ {
     table.opens.iter().map(|open| (open.fd, open.dev, open.ino))
 }
 
+// A sock_diag socket, opened when the first socket is met.
+#[derive(Default)]
+struct LazyDiag(Option<Diag>);
+
+impl LazyDiag {
+    fn get(&mut self, fd: i32) -> Result<&Diag> {
+        if self.0.is_none() {
+            self.0 = Some(Diag::new().map_err(|e| CaptureError::call(fd, "opening a sock_diag(7) socket", e))?);
+        }
+        self.0.as_ref().ok_or_else(|| CaptureError::new(fd, "no sock_diag(7) socket"))
+    }
+}
+
 // All that can be said of an open file description without its contents.
-fn describe(fd: i32, st: &libc::stat) -> Result<Open> {
+fn describe(fd: i32, st: &libc::stat, diag: &mut LazyDiag) -> Result<Open> {
     let flags = sys::fcntl(fd, libc::F_GETFL, 0).map_err(|e| CaptureError::call(fd, "fcntl(F_GETFL)", e))?;
     let link = sys::readlink(&sys::proc_path("/proc/self/fd/", fd))
         .map_err(|e| CaptureError::call(fd, "readlink of /proc/self/fd", e))?;
@@ -189,7 +219,11 @@ fn describe(fd: i32, st: &libc::stat) -> Result<Open> {
         libc::S_IFIFO => pipe::describe(fd, flags, link)?,
         libc::S_IFCHR => tty::or_device(fd, st, link)?,
         libc::S_IFBLK => file::device(fd, st, link)?,
-        libc::S_IFSOCK => return Err(CaptureError::new(fd, "a socket: not supported by this build")),
+        libc::S_IFSOCK => {
+            let diag = diag.get(fd)?;
+            let socket = slackwater_socket::describe(fd, st.st_ino, diag).map_err(|e| CaptureError::new(fd, e))?;
+            Kind::Socket(Box::new(socket))
+        }
         // Anonymous inodes have no format bits (from Linux 6.16 on, some have S_IFREG: see `file::regular`).
         _ => anon::describe(fd, &link)?,
     };

@@ -58,7 +58,7 @@ pub fn one(p: &mut Prepared<'_>, id: Id) -> Result<i32> {
             }
         }
         // Made by `prepare` for all processes.
-        Kind::Pipe(_) | Kind::Master(_) | Kind::Terminal(_) => {
+        Kind::Pipe(_) | Kind::Master(_) | Kind::Terminal(_) | Kind::Socket(_) => {
             return Err(failed(p, "not prepared in the root", io::Error::from_raw_os_error(libc::EBADF)));
         }
     };

@@ -17,6 +17,7 @@ mod make;
 mod os;
 mod outside;
 mod pipe;
+mod socket;
 mod tty;
 
 pub use install::Installed;
@@ -45,6 +46,16 @@ pub enum Files {
     Fail,
 }
 
+/// What to do with connections that lead out of the computation (`--external=reset|fail`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum External {
+    /// They come back broken (ECONNRESET, EPIPE), as after a failure of the network.
+    #[default]
+    Reset,
+    /// They stop the restart.
+    Fail,
+}
+
 /// Choices of the user.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -52,6 +63,8 @@ pub struct Options {
     pub files: Files,
     /// `--map-path OLD=NEW`: the first whose OLD is the path or a folder above it is taken.
     pub map_path: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Connections to the outside.
+    pub external: External,
 }
 
 impl Options {
@@ -184,6 +197,7 @@ pub fn prepare<'a>(c: &Computation<'a>) -> Result<Prepared<'a>> {
     file::nameless(&mut p)?;
     pipe::all(&mut p)?;
     tty::all(&mut p)?;
+    socket::all(&mut p)?;
     // The rest of what several processes hold.
     for (lead, group) in p.groups.iter() {
         if group.processes < 2

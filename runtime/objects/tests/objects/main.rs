@@ -14,12 +14,13 @@ use std::process::{Command, ExitCode, Stdio};
 mod files;
 mod harness;
 mod pipes;
+mod sockets;
 
 use harness::Case;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
-    let cases: Vec<Case> = [files::cases(), pipes::cases()].concat();
+    let cases: Vec<Case> = [files::cases(), pipes::cases(), sockets::cases()].concat();
     if let [_, step, name, path] = args.as_slice()
         && step.starts_with("step-")
     {

@@ -1,0 +1,563 @@
+//! Sockets.
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+
+use super::harness::*;
+use super::pipes::pattern;
+
+fn put(socket: impl IntoRawFd, number: i32) {
+    at_number(socket.into_raw_fd(), number);
+}
+
+/// A std socket on a fixed number; closed at the end of its scope.
+fn take<T: FromRawFd>(number: i32) -> T {
+    unsafe { T::from_raw_fd(number) }
+}
+
+/// Writes until nothing goes in any more, at most `n` bytes of the pattern; returns how many.
+fn stuff(fd: i32, n: usize) -> usize {
+    fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK);
+    let data = pattern(n);
+    let mut at = 0;
+    while at < n {
+        let done = unsafe { libc::write(fd, data[at..].as_ptr().cast(), n - at) };
+        if done < 0 {
+            break;
+        }
+        at += done as usize;
+    }
+    fcntl(fd, libc::F_SETFL, 0);
+    at
+}
+
+fn to_end(fd: i32) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut socket: std::fs::File = take(fd);
+    socket.read_to_end(&mut out).expect("read");
+    out
+}
+
+fn unix_pair(kind: i32) {
+    let mut ends = [0; 2];
+    assert_eq!(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) }, 0);
+    at_number(ends[0], 10);
+    at_number(ends[1], 11);
+}
+
+fn tcp_pair(listen: &str) -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind(listen).expect("bind");
+    let client = TcpStream::connect(listener.local_addr().expect("name")).expect("connect");
+    let (server, _) = listener.accept().expect("accept");
+    (client, server)
+}
+
+/// Addresses must be the same before and after: kept in a file by `make`.
+fn remember(name: &str, addresses: &[SocketAddr]) {
+    std::fs::write(name, format!("{addresses:?}")).expect("write");
+}
+
+fn remembered(name: &str, addresses: &[SocketAddr]) {
+    assert_eq!(std::fs::read_to_string(name).expect("read"), format!("{addresses:?}"));
+}
+
+fn ends_of(fd: i32) -> [SocketAddr; 2] {
+    let s = std::mem::ManuallyDrop::new(take::<TcpStream>(fd));
+    [s.local_addr().expect("local"), s.peer_addr().expect("peer")]
+}
+
+fn option(fd: i32, level: i32, name: i32) -> i32 {
+    slackwater_socket::sys::getsockopt(fd, level, name).expect("getsockopt")
+}
+
+pub fn cases() -> Vec<Case> {
+    [unix(), tcp(), datagrams()].concat()
+}
+
+fn unix() -> Vec<Case> {
+    vec![
+        Case::new(
+            "unix-stream-pair",
+            || {
+                unix_pair(libc::SOCK_STREAM);
+                write_all(10, &pattern(100_000));
+                write_all(11, b"back");
+            },
+            |_| {
+                assert_eq!(read_some(11, 100_000), pattern(100_000));
+                assert_eq!(read_some(10, 4), b"back");
+                write_all(10, b"more");
+                assert_eq!(read_some(11, 4), b"more");
+                unsafe { libc::close(10) };
+                assert_eq!(read_once(11).expect("read"), b"");
+            },
+        ),
+        Case::new(
+            "unix-stream-full",
+            || {
+                unix_pair(libc::SOCK_STREAM);
+                let n = stuff(10, 4 << 20);
+                std::fs::write("unix-full", n.to_string()).expect("write");
+            },
+            |_| {
+                let n: usize = std::fs::read_to_string("unix-full").expect("read").parse().expect("number");
+                assert!(n > 100_000);
+                unsafe { libc::shutdown(10, libc::SHUT_WR) };
+                assert_eq!(to_end(11), pattern(n));
+            },
+        ),
+        Case::new(
+            "unix-stream-halves",
+            || {
+                unix_pair(libc::SOCK_STREAM);
+                write_all(10, b"bye");
+                unsafe { libc::shutdown(10, libc::SHUT_WR) };
+                // A peer that is gone.
+                let (a, b) = UnixStream::pair().expect("pair");
+                write_all(b.as_raw_fd(), b"gone");
+                put(a, 12);
+            },
+            |_| {
+                assert_eq!(read_some(11, 3), b"bye");
+                assert_eq!(read_once(11).expect("read"), b"");
+                write_all(11, b"still");
+                assert_eq!(read_some(10, 5), b"still");
+                assert_eq!(unsafe { libc::send(10, b"x".as_ptr().cast(), 1, libc::MSG_NOSIGNAL) }, -1);
+                assert_eq!(read_some(12, 4), b"gone");
+                assert_eq!(read_once(12).expect("read"), b"");
+                assert_eq!(unsafe { libc::send(12, b"x".as_ptr().cast(), 1, libc::MSG_NOSIGNAL) }, -1);
+                assert_eq!(errno(), libc::EPIPE);
+            },
+        ),
+        Case::new(
+            "unix-seqpacket",
+            || {
+                unix_pair(libc::SOCK_SEQPACKET);
+                for n in [5, 0, 70_000, 1] {
+                    let data = pattern(n);
+                    assert_eq!(unsafe { libc::send(10, data.as_ptr().cast(), n, 0) }, n as isize);
+                }
+            },
+            |_| {
+                for n in [5, 0, 70_000, 1] {
+                    assert_eq!(read_once(11).expect("read"), pattern(n));
+                }
+            },
+        ),
+        Case::new(
+            "unix-listener-by-path",
+            || {
+                let _ = std::fs::remove_file("sock");
+                let listener = UnixListener::bind("sock").expect("bind");
+                let client = UnixStream::connect("sock").expect("connect");
+                put(listener.accept().expect("accept").0, 12);
+                put(client, 11);
+                // Two that wait to be accepted.
+                put(UnixStream::connect("sock").expect("connect"), 13);
+                put(UnixStream::connect("sock").expect("connect"), 14);
+                put(listener, 10);
+                write_all(11, b"hello");
+            },
+            |_| {
+                let (listener, client, server): (UnixListener, UnixStream, UnixStream) = (take(10), take(11), take(12));
+                assert_eq!(read_some(12, 5), b"hello");
+                for s in [client.peer_addr(), server.local_addr(), listener.local_addr()] {
+                    assert_eq!(s.expect("name").as_pathname(), Some("sock".as_ref()));
+                }
+                for fd in [13, 14] {
+                    let (mut accepted, _) = listener.accept().expect("accept");
+                    write_all(fd, &fd.to_ne_bytes());
+                    let mut got = [0; 4];
+                    accepted.read_exact(&mut got).expect("read");
+                    assert_eq!(i32::from_ne_bytes(got), fd);
+                }
+                // By its name it can be reached again.
+                UnixStream::connect("sock").expect("connect");
+            },
+        ),
+        Case::new(
+            "unix-abstract",
+            || {
+                use std::os::linux::net::SocketAddrExt;
+                let name =
+                    std::os::unix::net::SocketAddr::from_abstract_name(format!("slackwater-{}", std::process::id()))
+                        .expect("name");
+                std::fs::write("abstract", format!("{name:?}")).expect("write");
+                let listener = UnixListener::bind_addr(&name).expect("bind");
+                let client = UnixStream::connect_addr(&name).expect("connect");
+                put(listener.accept().expect("accept").0, 12);
+                put(client, 11);
+                put(listener, 10);
+            },
+            |_| {
+                let (listener, client): (UnixListener, UnixStream) = (take(10), take(11));
+                let name = std::fs::read_to_string("abstract").expect("name");
+                assert_eq!(format!("{:?}", listener.local_addr().expect("name")), name);
+                assert_eq!(format!("{:?}", client.peer_addr().expect("name")), name);
+                write_all(12, b"x");
+                assert_eq!(read_some(11, 1), b"x");
+            },
+        ),
+        Case {
+            differ: |n| unsafe {
+                libc::close(if n == 0 { 10 } else { 11 });
+            },
+            ..Case::new(
+                "unix-between-processes",
+                || {
+                    unix_pair(libc::SOCK_STREAM);
+                    write_all(11, b"down");
+                    write_all(10, b"up");
+                },
+                |n| {
+                    if n == 0 {
+                        assert_eq!(read_some(11, 2), b"up");
+                        write_all(11, b"more");
+                        assert_eq!(read_some(11, 1), b"!");
+                    } else {
+                        assert_eq!(read_some(10, 8), b"downmore");
+                        write_all(10, b"!");
+                    }
+                },
+            )
+        }
+        .processes(2),
+        Case {
+            refused: Some("SCM_RIGHTS"),
+            ..Case::new(
+                "unix-rights-in-flight",
+                || {
+                    unix_pair(libc::SOCK_STREAM);
+                    let mut control = [0u64; 3];
+                    let mut byte = [b'x'];
+                    let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
+                    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+                    message.msg_iov = &mut part;
+                    message.msg_iovlen = 1;
+                    message.msg_control = control.as_mut_ptr().cast();
+                    message.msg_controllen = 24;
+                    unsafe {
+                        let header = libc::CMSG_FIRSTHDR(&message);
+                        (*header).cmsg_level = libc::SOL_SOCKET;
+                        (*header).cmsg_type = libc::SCM_RIGHTS;
+                        (*header).cmsg_len = 20;
+                        *libc::CMSG_DATA(header).cast::<i32>() = 0;
+                        assert_eq!(libc::sendmsg(10, &message, 0), 1);
+                    }
+                },
+                |_| {},
+            )
+        },
+        Case {
+            refused: Some("raw or packet"),
+            ..Case::new(
+                "raw-refused",
+                || {
+                    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM, 0) };
+                    if fd < 0 {
+                        // Not permitted here: a raw socket of another kind needs no permission.
+                        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_RAW, 255) };
+                        assert!(fd >= 0, "this test needs CAP_NET_RAW");
+                    }
+                },
+                |_| {},
+            )
+        },
+    ]
+}
+
+fn tcp() -> Vec<Case> {
+    vec![
+        Case::new(
+            "tcp-pair-4MiB-each-way",
+            || {
+                let (client, server) = tcp_pair("127.0.0.1:0");
+                client.set_nodelay(true).expect("option");
+                remember("tcp-ends", &[client.local_addr().expect("a"), client.peer_addr().expect("a")]);
+                put(client, 10);
+                put(server, 11);
+                let sizes = [stuff(10, 4 << 20), stuff(11, 4 << 20)];
+                std::fs::write("tcp-full", format!("{sizes:?}")).expect("write");
+                assert!(sizes[0] > 1 << 20, "{sizes:?}");
+            },
+            |_| {
+                remembered("tcp-ends", &ends_of(10));
+                assert_eq!(option(10, libc::IPPROTO_TCP, libc::TCP_NODELAY), 1);
+                assert_eq!(option(11, libc::IPPROTO_TCP, libc::TCP_NODELAY), 0);
+                let sizes = std::fs::read_to_string("tcp-full").expect("read");
+                let got = [read_all_waiting(11), read_all_waiting(10)];
+                assert_eq!(format!("{:?}", [got[0].len(), got[1].len()]), sizes);
+                for data in got {
+                    assert_eq!(data, pattern(data.len()));
+                }
+                write_all(10, b"next");
+                assert_eq!(read_some(11, 4), b"next");
+                unsafe { libc::close(10) };
+                assert_eq!(read_once(11).expect("read"), b"");
+            },
+        ),
+        Case::new(
+            "tcp-small-unread-v6",
+            || {
+                let (client, server) = tcp_pair("[::1]:0");
+                remember("tcp6-ends", &[client.local_addr().expect("a"), client.peer_addr().expect("a")]);
+                put(client, 10);
+                put(server, 11);
+                write_all(10, b"six");
+            },
+            |_| {
+                remembered("tcp6-ends", &ends_of(10));
+                assert_eq!(read_some(11, 3), b"six");
+            },
+        ),
+        Case::new(
+            "tcp-dual-stack",
+            || {
+                let listener = TcpListener::bind("[::]:0").expect("bind");
+                let port = listener.local_addr().expect("name").port();
+                let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("connect");
+                put(listener.accept().expect("accept").0, 11);
+                remember("dual", &[client.local_addr().expect("a"), client.peer_addr().expect("a")]);
+                put(client, 10);
+                put(listener, 12);
+                write_all(11, b"mapped");
+            },
+            |_| {
+                remembered("dual", &ends_of(10));
+                assert_eq!(read_some(10, 6), b"mapped");
+                let listener: TcpListener = take(12);
+                TcpStream::connect((Ipv4Addr::LOCALHOST, listener.local_addr().expect("name").port()))
+                    .expect("connect");
+                listener.accept().expect("accept");
+            },
+        ),
+        Case::new(
+            "tcp-half-closed",
+            || {
+                let (client, server) = tcp_pair("127.0.0.1:0");
+                put(client, 10);
+                put(server, 11);
+                write_all(10, b"bye");
+                unsafe { libc::shutdown(10, libc::SHUT_WR) };
+            },
+            |_| {
+                assert_eq!(read_some(11, 3), b"bye");
+                assert_eq!(read_once(11).expect("read"), b"");
+                write_all(11, b"still");
+                assert_eq!(read_some(10, 5), b"still");
+                assert_eq!(unsafe { libc::send(10, b"x".as_ptr().cast(), 1, libc::MSG_NOSIGNAL) }, -1);
+            },
+        ),
+        Case::new(
+            "tcp-ended",
+            || {
+                let (client, server) = tcp_pair("127.0.0.1:0");
+                write_all(server.as_raw_fd(), b"last");
+                drop(server);
+                put(client, 10);
+                // Both have closed; nothing is unread.
+                let (client, server) = tcp_pair("127.0.0.1:0");
+                drop(server);
+                client.shutdown(std::net::Shutdown::Write).expect("shutdown");
+                put(client, 11);
+            },
+            |_| {
+                assert_eq!(read_some(10, 4), b"last");
+                assert_eq!(read_once(10).expect("read"), b"");
+                assert_eq!(read_once(11).expect("read"), b"");
+                assert_eq!(unsafe { libc::send(11, b"x".as_ptr().cast(), 1, libc::MSG_NOSIGNAL) }, -1);
+                assert_eq!(errno(), libc::EPIPE);
+            },
+        ),
+        Case::new(
+            "tcp-listener-backlog",
+            || {
+                let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+                let address = listener.local_addr().expect("name");
+                put(TcpStream::connect(address).expect("connect"), 11);
+                put(listener.accept().expect("accept").0, 12);
+                put(TcpStream::connect(address).expect("connect"), 13);
+                remember("listener", &[address]);
+                put(listener, 10);
+                unsafe {
+                    let one = 1i32;
+                    libc::setsockopt(12, libc::SOL_SOCKET, libc::SO_KEEPALIVE, (&raw const one).cast(), 4);
+                }
+                write_all(11, b"hi");
+            },
+            |_| {
+                let listener: TcpListener = take(10);
+                remembered("listener", &[listener.local_addr().expect("name")]);
+                assert_eq!(read_some(12, 2), b"hi");
+                assert_eq!(option(12, libc::SOL_SOCKET, libc::SO_KEEPALIVE), 1);
+                let (accepted, _) = listener.accept().expect("accept");
+                write_all(13, b"late");
+                assert_eq!(read_some(accepted.as_raw_fd(), 4), b"late");
+                TcpStream::connect(listener.local_addr().expect("name")).expect("connect");
+            },
+        ),
+        Case {
+            check_original: false,
+            ..Case::new(
+                "tcp-outside-is-reset",
+                || {
+                    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+                    let address = listener.local_addr().expect("name");
+                    // The other end is in a process outside the computation, which lives until this one ends.
+                    let (r, w) = pipe();
+                    if unsafe { libc::fork() } == 0 {
+                        unsafe { libc::close(w) };
+                        let (accepted, _) = listener.accept().expect("accept");
+                        write_all(accepted.as_raw_fd(), b"from afar");
+                        let _ = read_once(r);
+                        unsafe { libc::_exit(0) };
+                    }
+                    drop(listener);
+                    at_number(w, 20);
+                    unsafe { libc::close(r) };
+                    put(TcpStream::connect(address).expect("connect"), 10);
+                    let mut byte = [0];
+                    assert_eq!(unsafe { libc::recv(10, byte.as_mut_ptr().cast(), 1, libc::MSG_PEEK) }, 1);
+                },
+                |_| {
+                    assert_eq!(read_some(10, 9), b"from afar");
+                    assert_eq!(read_once(10).expect_err("reset").raw_os_error(), Some(libc::ECONNRESET));
+                },
+            )
+        },
+        Case {
+            differ: |n| unsafe {
+                libc::close(if n == 0 { 10 } else { 11 });
+            },
+            ..Case::new(
+                "tcp-between-processes",
+                || {
+                    let (client, server) = tcp_pair("127.0.0.1:0");
+                    put(client, 10);
+                    put(server, 11);
+                    write_all(10, &pattern(300_000));
+                    write_all(11, b"down");
+                },
+                |n| {
+                    if n == 0 {
+                        assert_eq!(read_some(11, 300_001), [pattern(300_000), b"!".to_vec()].concat());
+                        write_all(11, b"!");
+                    } else {
+                        write_all(10, b"!");
+                        assert_eq!(read_some(10, 5), b"down!");
+                    }
+                },
+            )
+        }
+        .processes(2),
+    ]
+}
+
+/// All that can be read without the writer doing anything more: until nothing comes for a second.
+fn read_all_waiting(fd: i32) -> Vec<u8> {
+    let mut out = Vec::new();
+    loop {
+        let mut p = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        if unsafe { libc::poll(&mut p, 1, 1000) } == 0 {
+            return out;
+        }
+        out.extend(read_once(fd).expect("read"));
+    }
+}
+
+fn datagrams() -> Vec<Case> {
+    vec![
+        Case::new(
+            "unix-datagram-pair",
+            || {
+                unix_pair(libc::SOCK_DGRAM);
+                for n in [3, 0, 900] {
+                    let data = pattern(n);
+                    assert_eq!(unsafe { libc::send(10, data.as_ptr().cast(), n, 0) }, n as isize);
+                }
+            },
+            |_| {
+                for n in [3, 0, 900] {
+                    assert_eq!(read_once(11).expect("read"), pattern(n));
+                }
+                write_all(11, b"back");
+                assert_eq!(read_once(10).expect("read"), b"back");
+            },
+        ),
+        Case::new(
+            "unix-datagram-named",
+            || {
+                for name in ["dgram-a", "dgram-b", "dgram-c"] {
+                    let _ = std::fs::remove_file(name);
+                }
+                let (a, b) =
+                    (UnixDatagram::bind("dgram-a").expect("bind"), UnixDatagram::bind("dgram-b").expect("bind"));
+                b.send_to(b"from b", "dgram-a").expect("send");
+                // From one that is gone, and from one without a name.
+                UnixDatagram::bind("dgram-c").expect("bind").send_to(b"from c", "dgram-a").expect("send");
+                UnixDatagram::unbound().expect("socket").send_to(b"from nobody", "dgram-a").expect("send");
+                b.connect("dgram-a").expect("connect");
+                put(a, 10);
+                put(b, 11);
+            },
+            |_| {
+                let (a, b): (UnixDatagram, UnixDatagram) = (take(10), take(11));
+                let mut buffer = [0; 100];
+                for (text, name) in [("from b", Some("dgram-b")), ("from c", Some("dgram-c")), ("from nobody", None)] {
+                    let (n, from) = a.recv_from(&mut buffer).expect("receive");
+                    assert_eq!(&buffer[..n], text.as_bytes());
+                    assert_eq!(from.as_pathname(), name.map(AsRef::as_ref));
+                }
+                b.send(b"by connection").expect("send");
+                assert_eq!(a.recv(&mut buffer).expect("receive"), 13);
+            },
+        ),
+        Case::new(
+            "udp",
+            || {
+                let (a, b) =
+                    (UdpSocket::bind("127.0.0.1:0").expect("bind"), UdpSocket::bind("127.0.0.1:0").expect("bind"));
+                let (to_a, to_b) = (a.local_addr().expect("name"), b.local_addr().expect("name"));
+                for text in ["one", "", "three"] {
+                    b.send_to(text.as_bytes(), to_a).expect("send");
+                }
+                remember("udp", &[to_a, to_b]);
+                b.connect(to_a).expect("connect");
+                put(a, 10);
+                put(b, 11);
+            },
+            |_| {
+                let (a, b): (UdpSocket, UdpSocket) = (take(10), take(11));
+                remembered("udp", &[a.local_addr().expect("name"), b.local_addr().expect("name")]);
+                let mut buffer = [0; 100];
+                for text in ["one", "", "three"] {
+                    let (n, from) = a.recv_from(&mut buffer).expect("receive");
+                    assert_eq!(&buffer[..n], text.as_bytes());
+                    assert_eq!(from, b.local_addr().expect("name"));
+                }
+                a.send_to(b"answer", b.local_addr().expect("name")).expect("send");
+                assert_eq!(b.recv(&mut buffer).expect("receive"), 6);
+                assert_eq!(option(10, libc::SOL_SOCKET, libc::SO_REUSEADDR), 0);
+            },
+        ),
+        Case::new(
+            "netlink-and-idle",
+            || {
+                at_number(unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE) }, 10);
+                at_number(unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) }, 11);
+                at_number(unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0) }, 12);
+            },
+            |_| {
+                assert_eq!(option(10, libc::SOL_SOCKET, libc::SO_DOMAIN), libc::AF_NETLINK);
+                let (client, listener) = (11, TcpListener::bind("127.0.0.1:0").expect("bind"));
+                let port = listener.local_addr().expect("name").port();
+                let mut to: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+                to.sin_family = libc::AF_INET as u16;
+                to.sin_port = port.to_be();
+                to.sin_addr.s_addr = u32::from(Ipv4Addr::LOCALHOST).to_be();
+                assert_eq!(unsafe { libc::connect(client, (&raw const to).cast(), 16) }, 0);
+            },
+        ),
+    ]
+}

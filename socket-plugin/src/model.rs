@@ -1,0 +1,103 @@
+//! What a socket is made of: plain data, written by the agent, read by `slackwater restart`.
+//!
+//! Addresses are `struct sockaddr_*` as the kernel gave them, byte for byte.
+use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+/// A socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Socket {
+    /// SO_DOMAIN.
+    pub family: i32,
+    /// SO_TYPE.
+    pub kind: i32,
+    /// SO_PROTOCOL.
+    pub protocol: i32,
+    /// Inode in sockfs: its name in the computation.
+    pub ino: u64,
+    /// getsockname(2).
+    pub local: Vec<u8>,
+    /// getpeername(2); empty: not connected.
+    pub peer: Vec<u8>,
+    /// Where in its life it is.
+    pub state: State,
+    /// This side has shut down writing.
+    pub shut_write: bool,
+    /// This side has shut down reading, or, of a stream, the peer has shut down writing and that was seen.
+    pub shut_read: bool,
+    /// Options that differ between sockets: (level, name, value).
+    pub options: Vec<(i32, i32, Vec<u8>)>,
+    /// Unread bytes (one message) or messages, in order.
+    pub queue: Vec<Message>,
+    /// What only Unix sockets have.
+    pub unix: Option<Unix>,
+    /// What only TCP sockets have.
+    pub tcp: Option<Tcp>,
+}
+
+/// Where in its life a socket is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    /// Neither listening nor connected.
+    #[default]
+    Idle,
+    /// listen(2).
+    Listening {
+        /// Its backlog argument.
+        backlog: i32,
+    },
+    /// A TCP connection that is being made.
+    Connecting,
+    /// Connected (of datagram sockets: has a default peer).
+    Connected,
+    /// A connection that has ended for good; unread bytes may remain.
+    Ended {
+        /// An error waits to be reported (a reset).
+        error: bool,
+    },
+}
+
+/// A message, or a run of stream bytes, that nobody has read yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Bytes.
+    pub data: Vec<u8>,
+    /// Sender's address, of datagrams.
+    pub from: Vec<u8>,
+}
+
+/// Unix sockets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unix {
+    /// Inode of the peer (0: of one that waits to be accepted); None: no peer, or the peer is closed.
+    pub peer: Option<u64>,
+    /// Inodes of the sockets that wait to be accepted here.
+    pub pending: Vec<u64>,
+    /// The socket's file still has its name.
+    pub linked: bool,
+    /// Working directory, if the name is a relative path.
+    pub cwd: Vec<u8>,
+}
+
+/// TCP sockets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tcp {
+    /// TCP_ESTABLISHED 1, ... as in <netinet/tcp.h>.
+    pub state: u8,
+    /// Payload bytes that the program has written, in the connection's life.
+    pub written: u64,
+    /// Payload bytes that have arrived, in the connection's life.
+    pub arrived: u64,
+}
+
+impl Tcp {
+    /// The peer's FIN has arrived: CLOSE_WAIT, LAST_ACK, CLOSING.
+    pub fn fin_arrived(state: u8) -> bool {
+        matches!(state, 8 | 9 | 11)
+    }
+
+    /// This side has sent, or queued, its FIN: FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING.
+    pub fn fin_sent(state: u8) -> bool {
+        matches!(state, 4 | 5 | 9 | 11)
+    }
+}

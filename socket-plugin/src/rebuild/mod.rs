@@ -1,0 +1,151 @@
+//! Rebuild of sockets, in the root of the restarting tree, before the program runs anywhere.
+//!
+//! Each pair of connected sockets is connected anew, over the old addresses where they are to be had, and what was unread is
+//! written in again from the other end, so that every byte is there exactly once. Rules: everything is made at numbers
+//! from `base` on, non-blocking (the installer sets the program's flags); connections come before listeners, so that no
+//! stranger can be accepted; options that would disturb the work are set at the end.
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+
+use crate::address::Endpoint;
+use crate::model::{Socket, State, Tcp};
+
+mod datagram;
+mod options;
+mod os;
+mod tcp;
+mod unix;
+
+/// Why a socket could not be rebuilt.
+#[derive(Debug)]
+pub struct RebuildError {
+    /// Which, in the order given.
+    pub index: usize,
+    /// What was being done.
+    pub what: String,
+    /// Why it failed.
+    pub source: io::Error,
+}
+
+impl fmt::Display for RebuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.source)
+    }
+}
+
+impl std::error::Error for RebuildError {}
+
+/// What was made.
+#[derive(Debug, Default)]
+pub struct Made {
+    /// A descriptor each, in the order given.
+    pub fds: Vec<i32>,
+    /// What is not quite as it was: (which, in words).
+    pub warnings: Vec<(usize, String)>,
+}
+
+type Result<T> = std::result::Result<T, RebuildError>;
+
+struct Work<'a> {
+    sockets: &'a [&'a Socket],
+    base: i32,
+    made: Vec<Option<i32>>,
+    warnings: Vec<(usize, String)>,
+}
+
+impl Work<'_> {
+    fn error(&self, index: usize, what: impl Into<String>, source: io::Error) -> RebuildError {
+        RebuildError { index, what: what.into(), source }
+    }
+
+    fn warn(&mut self, index: usize, what: impl Into<String>) {
+        self.warnings.push((index, what.into()));
+    }
+}
+
+/// Who is whose peer.
+#[derive(Debug, Default)]
+pub struct Peers {
+    /// The other end, if it is in the computation.
+    pub of: Vec<Option<usize>>,
+    /// Connected to somebody outside the computation.
+    pub outside: Vec<bool>,
+}
+
+/// Finds the ends of each connection: Unix sockets by inode, TCP by addresses.
+pub fn peers(sockets: &[&Socket]) -> Peers {
+    let by_ino: HashMap<u64, usize> = sockets.iter().enumerate().map(|(i, s)| (s.ino, i)).collect();
+    let by_ends: HashMap<(Endpoint, Endpoint), usize> =
+        sockets.iter().enumerate().filter_map(|(i, s)| Some((ends(s)?, i))).collect();
+    let mut out = Peers { of: vec![None; sockets.len()], outside: vec![false; sockets.len()] };
+    for (i, s) in sockets.iter().enumerate() {
+        if s.state != State::Connected {
+            continue;
+        }
+        if let Some(unix) = &s.unix {
+            let peer = unix.peer.filter(|&ino| ino != 0);
+            out.of[i] = peer.and_then(|ino| by_ino.get(&ino).copied());
+            out.outside[i] = peer.is_some() && out.of[i].is_none();
+        } else if let Some((local, peer)) = ends(s) {
+            out.of[i] = by_ends.get(&(peer, local)).copied().filter(|&j| j != i);
+            let listening = || sockets.iter().any(|l| tcp::listens_for(l, &peer));
+            out.outside[i] = out.of[i].is_none() && !s.tcp.is_some_and(|t| Tcp::fin_arrived(t.state)) && !listening();
+        }
+    }
+    out
+}
+
+// (local, peer) of a TCP connection.
+fn ends(s: &Socket) -> Option<(Endpoint, Endpoint)> {
+    s.tcp?;
+    Some((Endpoint::parse(&s.local)?, Endpoint::parse(&s.peer)?))
+}
+
+/// Makes all sockets.
+///
+/// # Errors
+/// The first that cannot be made, and why.
+pub fn all(sockets: &[&Socket], base: i32) -> Result<Made> {
+    let mut w = Work { sockets, base, made: vec![None; sockets.len()], warnings: Vec::new() };
+    let peers = peers(sockets);
+    unix::listeners(&mut w)?;
+    unix::connections(&mut w, &peers)?;
+    tcp::connections(&mut w, &peers)?;
+    tcp::listeners(&mut w)?;
+    tcp::pending(&mut w, &peers)?;
+    datagram::unix(&mut w, &peers)?;
+    datagram::udp(&mut w)?;
+    for i in 0..sockets.len() {
+        if w.made[i].is_none() {
+            let fd = idle(&mut w, i)?;
+            w.made[i] = Some(fd);
+        }
+    }
+    unix::unlink(&w);
+    for (i, s) in sockets.iter().enumerate() {
+        options::last(w.made[i].unwrap_or(-1), s);
+    }
+    Ok(Made { fds: w.made.into_iter().map(|fd| fd.unwrap_or(-1)).collect(), warnings: w.warnings })
+}
+
+// Not connected; bound perhaps. Netlink sockets, too.
+fn idle(w: &mut Work<'_>, i: usize) -> Result<i32> {
+    let s = w.sockets[i];
+    let fd = os::socket(s.family, s.kind, s.protocol, w.base).map_err(|e| w.error(i, "making a socket", e))?;
+    options::first(fd, s);
+    if s.family == libc::AF_NETLINK {
+        // struct sockaddr_nl: family, pad, pid, groups. The port id may be another process's now.
+        let mut address = s.local.clone();
+        if os::bind(fd, &address).is_err() && address.len() >= 8 {
+            address[4..8].fill(0);
+            os::bind(fd, &address).map_err(|e| w.error(i, "binding a netlink socket", e))?;
+            w.warn(i, "a netlink socket has another port id now");
+        }
+    } else if Endpoint::parse(&s.local).is_some_and(|e| e.port != 0) {
+        tcp::bind(w, i, fd, &s.local)?;
+    } else if s.family == libc::AF_UNIX {
+        unix::bind(w, i, fd)?;
+    }
+    Ok(fd)
+}

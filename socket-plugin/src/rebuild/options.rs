@@ -1,0 +1,71 @@
+//! Setting options again: only what differs from what the new socket has by itself.
+use crate::model::Socket;
+use crate::options::{SO_BUF_LOCK, SO_LINGER, SO_RCVBUF, SO_REUSEADDR, SO_SNDBUF, int};
+use crate::sys;
+
+const SOCKET: i32 = libc::SOL_SOCKET;
+const TCP_CORK: i32 = 3;
+const SO_PEEK_OFF: i32 = 42;
+const SO_RCVLOWAT: i32 = 18;
+
+// Set when all is done, for they would disturb the refilling.
+fn late(level: i32, name: i32) -> bool {
+    matches!(
+        (level, name),
+        (SOCKET, SO_REUSEADDR | SO_LINGER | SO_PEEK_OFF | SO_RCVLOWAT | SO_BUF_LOCK) | (libc::IPPROTO_TCP, TCP_CORK)
+    )
+}
+
+/// Before bind, connect and refilling. Addresses may be bound twice until `last`.
+pub fn first(fd: i32, s: &Socket) {
+    let _ = sys::setsockopt(fd, SOCKET, SO_REUSEADDR, 1);
+    for (level, name, value) in &s.options {
+        if late(*level, *name) {
+            continue;
+        }
+        if *level == SOCKET && (*name == SO_SNDBUF || *name == SO_RCVBUF) {
+            buffer(fd, s, *name);
+            continue;
+        }
+        set(fd, *level, *name, value);
+    }
+}
+
+/// After everything.
+pub fn last(fd: i32, s: &Socket) {
+    for (level, name, value) in &s.options {
+        if late(*level, *name) {
+            set(fd, *level, *name, value);
+        }
+    }
+}
+
+fn set(fd: i32, level: i32, name: i32, value: &[u8]) {
+    // What cannot be read cannot be compared; what is as it should be is left alone.
+    if sys::getsockopt_bytes(fd, level, name, 32).is_ok_and(|now| now != value) {
+        let _ = sys::setsockopt_bytes(fd, level, name, value);
+    }
+}
+
+// A size that the program fixed; others the kernel tunes itself.
+fn buffer(fd: i32, s: &Socket, name: i32) {
+    let bit = if name == SO_SNDBUF { 1 } else { 2 };
+    let fixed = match int(s, SOCKET, SO_BUF_LOCK) {
+        Some(locks) => locks & bit != 0,
+        // A kernel before 5.14 does not say; TCP's sizes then look fixed when they are not.
+        None => s.tcp.is_none(),
+    };
+    let Some(size) = int(s, SOCKET, name) else { return };
+    if fixed && sys::getsockopt::<i32>(fd, SOCKET, name) != Ok(size) {
+        grow(fd, name, size / 2);
+    }
+}
+
+/// Sets a buffer size (half of what is read back), beyond the system's limit if permitted.
+pub fn grow(fd: i32, name: i32, half: i32) {
+    // SO_SNDBUFFORCE 32, SO_RCVBUFFORCE 33: need CAP_NET_ADMIN.
+    let force = if name == SO_SNDBUF { 32 } else { 33 };
+    if sys::setsockopt(fd, SOCKET, force, half).is_err() {
+        let _ = sys::setsockopt(fd, SOCKET, name, half);
+    }
+}
