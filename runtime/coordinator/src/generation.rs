@@ -38,9 +38,10 @@ pub(crate) fn remove_partial(dir: &Path, generation: u64) -> Result<(), String> 
     }
 }
 
-/// Removes what coordinators that died have left behind; only for the holder of the folder's lock.
-pub(crate) fn remove_leftovers(dir: &Path) {
-    for generation in generations::list(dir).unwrap_or_default().partial {
+/// Removes what coordinators that died have left behind; only for the holder of the folder's lock. Generations from `next`
+/// on are this coordinator's own: one may already be in the making.
+pub(crate) fn remove_leftovers(dir: &Path, next: u64) {
+    for generation in generations::list(dir).unwrap_or_default().partial.into_iter().filter(|g| *g < next) {
         // Left alone if it cannot be removed: the number is not used again.
         let _ = remove_partial(dir, generation);
     }
@@ -109,10 +110,11 @@ mod tests {
         }
         create(dir, 12).unwrap();
         assert_eq!(numbers(dir), (Some(10), 13));
+        create(dir, 13).unwrap();
         prune(dir, 2).unwrap();
-        remove_leftovers(dir);
+        remove_leftovers(dir, 13);
         let found = generations::list(dir).unwrap();
-        assert_eq!((found.committed, found.partial), (vec![9, 10], vec![]));
+        assert_eq!((found.committed, found.partial), (vec![9, 10], vec![13]), "13 is in the making");
     }
 
     #[test]

@@ -75,7 +75,7 @@ pub fn run(claim: Claim, options: &Options) -> io::Result<()> {
         };
         log(&format!("coordinator {} of {} listens on {}", std::process::id(), claim.dir.display(), claim.addr));
         let dir = claim.dir.clone();
-        server.jobs.spawn_blocking(move || generation::remove_leftovers(&dir));
+        server.jobs.spawn_blocking(move || generation::remove_leftovers(&dir, next_generation));
         server.apply(effects);
         server.run(queue).await;
         acceptor.abort();
