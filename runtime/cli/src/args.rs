@@ -42,6 +42,10 @@ pub enum Command {
         #[command(flatten)]
         dir: Dir,
     },
+    /// Bring a saved computation back
+    ///
+    /// It runs in the foreground with this terminal, and the exit status of its first process is the command's.
+    Restart(Restart),
     /// Run a coordinator in the foreground (launch and restart start one by themselves)
     Coordinator {
         #[command(flatten)]
@@ -84,6 +88,23 @@ pub struct Launch {
     pub command: Vec<OsString>,
 }
 
+#[derive(clap::Args)]
+pub struct Restart {
+    #[command(flatten)]
+    pub dir: Dir,
+    #[command(flatten)]
+    pub options: CoordinatorOptions,
+    /// Which generation [default: the newest]
+    #[arg(long, value_name = "N")]
+    pub generation: Option<u64>,
+    /// A file, folder or program that is elsewhere now; may be repeated, the first that fits is taken
+    #[arg(long = "map-path", value_name = "OLD=NEW", value_parser = mapped)]
+    pub map_path: Vec<(PathBuf, PathBuf)>,
+    /// Files that were open and have changed since: keep them, restore what the image has of them, or fail
+    #[arg(long, default_value = "keep", value_parser = ["keep", "restore", "fail"])]
+    pub files: String,
+}
+
 /// How checkpoints are taken.
 #[derive(clap::Args)]
 pub struct CoordinatorOptions {
@@ -123,6 +144,13 @@ impl CoordinatorOptions {
             patience: self.patience,
             expect: self.expect,
         }
+    }
+}
+
+fn mapped(text: &str) -> Result<(PathBuf, PathBuf), String> {
+    match text.split_once('=') {
+        Some((old, new)) if old.starts_with('/') && new.starts_with('/') => Ok((old.into(), new.into())),
+        _ => Err("not of the form OLD=NEW with two absolute paths".into()),
     }
 }
 

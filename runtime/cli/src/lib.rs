@@ -10,6 +10,7 @@ mod command;
 mod coordinator;
 mod inspect;
 mod launch;
+mod restart;
 
 use clap::Parser;
 use std::io::Write;
@@ -28,6 +29,7 @@ pub fn run() -> i32 {
     };
     let result = match args.command {
         args::Command::Launch(launch) => launch::launch(launch),
+        args::Command::Restart(restart) => restart::restart(restart),
         args::Command::Checkpoint { dir, kill, json } => command::checkpoint(&dir.dir, kill, json),
         args::Command::Status { dir, json } => command::status(&dir.dir, json),
         args::Command::Kill { dir } => command::kill(&dir.dir),

@@ -88,6 +88,12 @@ impl Secret {
         Self(bytes)
     }
 
+    /// The bytes: what a restarted process is handed.
+    #[must_use]
+    pub const fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// From the content of the secret's file: 64 hexadecimal digits, white space around them allowed.
     #[must_use]
     pub fn from_hex(text: &[u8]) -> Option<Self> {

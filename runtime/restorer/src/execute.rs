@@ -128,6 +128,10 @@ pub unsafe extern "C" fn run(plan: *const Plan) -> ! {
         syscall(nr::PRCTL, [PR_SET_MM, PR_SET_MM_MAP, &raw const plan.mm as usize, size_of::<KernelMmMap>(), 0, 0])
     };
     check(r, b"PR_SET_MM_MAP", step);
+    if plan.mm.exe_fd != u32::MAX {
+        // SAFETY: closes the restart's own descriptor; the program never had it.
+        unsafe { syscall(nr::CLOSE, [plan.mm.exe_fd as usize, 0, 0, 0, 0, 0]) };
+    }
     for (i, action) in plan.sigactions.iter().enumerate() {
         let signal = i + 1;
         if signal != 9 && signal != 19 {

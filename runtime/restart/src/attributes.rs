@@ -1,0 +1,165 @@
+//! What belongs to a process and survives the change of its memory: folder, masks, limits, credentials, prctl settings.
+#![allow(unsafe_code)]
+use crate::{Options, sys};
+use anyhow::{Context, Result, bail};
+use slackwater_image::meta::Process;
+use std::io;
+
+/// Who we are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// Real, effective, saved user.
+    pub uids: [u32; 3],
+    /// Real, effective, saved group.
+    pub gids: [u32; 3],
+}
+
+/// This process's credentials.
+pub fn credentials() -> Credentials {
+    let (mut uids, mut gids) = ([0; 3], [0; 3]);
+    let [u0, u1, u2] = &mut uids;
+    let [g0, g1, g2] = &mut gids;
+    // SAFETY: six words of ours.
+    unsafe {
+        libc::getresuid(u0, u1, u2);
+        libc::getresgid(g0, g1, g2);
+    }
+    Credentials { uids, gids }
+}
+
+/// May we become what the image says? Looked at before anything is started.
+pub fn check_credentials(p: &Process, ours: &Credentials) -> Result<()> {
+    if ours.uids[1] == 0 || (p.uids.iter().all(|u| *u == ours.uids[1]) && p.gids.iter().all(|g| *g == ours.gids[1])) {
+        return Ok(());
+    }
+    bail!(
+        "process {} ({}) ran as user {:?}, group {:?}, and we are user {}, group {}: restart it as that user, or as root",
+        p.pid,
+        p.exe,
+        p.uids,
+        p.gids,
+        ours.uids[1],
+        ours.gids[1]
+    )
+}
+
+/// Sets the folder, before paths are opened relative to it.
+pub fn enter_folder(p: &Process, options: &Options) -> Result<()> {
+    let cwd = options.map(&p.cwd);
+    std::env::set_current_dir(&cwd).with_context(|| {
+        format!(
+            "process {}: its current folder {} cannot be entered; make it, or name another with --map-path OLD=NEW",
+            p.pid,
+            cwd.display()
+        )
+    })
+}
+
+/// Sets all that nothing before the jump depends on. What could not be had, for people.
+pub fn apply(p: &Process) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    // SAFETY: plain numbers.
+    unsafe {
+        libc::umask(p.umask);
+        sys::check(libc::personality(p.personality.into())).context("personality")?;
+    }
+    for (resource, &(soft, hard)) in p.rlimits.iter().enumerate() {
+        if let Some(note) = limit(resource as u32, soft, hard).with_context(|| format!("limit {resource}"))? {
+            notes.push(format!("process {}: {note}", p.pid));
+        }
+    }
+    sys::prctl(libc::PR_SET_CHILD_SUBREAPER, p.subreaper.into()).context("PR_SET_CHILD_SUBREAPER")?;
+    sys::prctl(libc::PR_SET_THP_DISABLE, p.thp_disable.into()).context("PR_SET_THP_DISABLE")?;
+    if p.no_new_privs {
+        sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).context("PR_SET_NO_NEW_PRIVS")?;
+    }
+    Ok(notes)
+}
+
+/// Becomes the image's user, with no more capabilities than the restorer needs. Then what a change of credentials would reset.
+pub fn become_user(p: &Process) -> Result<()> {
+    let ours = credentials();
+    let changes = ours.uids != p.uids || ours.gids != p.gids;
+    if changes {
+        let failed = || format!("process {} cannot become user {:?}, group {:?} again", p.pid, p.uids, p.gids);
+        let groups = [p.gids[1]];
+        // SAFETY: plain numbers, and one group.
+        unsafe {
+            sys::check(libc::setgroups(1, groups.as_ptr())).with_context(failed)?;
+            sys::check(libc::setresgid(p.gids[0], p.gids[1], p.gids[2])).with_context(failed)?;
+            sys::prctl(libc::PR_SET_KEEPCAPS, 1).context("PR_SET_KEEPCAPS")?;
+            sys::check(libc::setresuid(p.uids[0], p.uids[1], p.uids[2])).with_context(failed)?;
+        }
+        sys::prctl(libc::PR_SET_KEEPCAPS, 0).context("PR_SET_KEEPCAPS")?;
+    }
+    if p.uids[1] != 0 {
+        keep_one_capability().context("keeping the capability that thread ids need")?;
+    }
+    sys::prctl(libc::PR_SET_PDEATHSIG, p.pdeathsig as u64).context("PR_SET_PDEATHSIG")?;
+    // 2 (only root may read its core) cannot be set by hand; 0 is nearest.
+    sys::prctl(libc::PR_SET_DUMPABLE, (p.dumpable == 1).into()).context("PR_SET_DUMPABLE")?;
+    Ok(())
+}
+
+/// Leaves the one capability that the restorer needs for thread ids and /proc/self/exe: CAP_CHECKPOINT_RESTORE (before Linux
+/// 5.9, CAP_SYS_ADMIN). In a user namespace of our own it permits nothing else; as root's gift it goes at the next exec.
+fn keep_one_capability() -> io::Result<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    const VERSION_3: u32 = 0x2008_0522;
+    let mut header = Header { version: VERSION_3, pid: 0 };
+    // effective, permitted, inheritable of 0 to 31; then of 32 to 63.
+    let mut data = [0u32; 6];
+    const SYS_ADMIN: u32 = 1 << 21;
+    const CHECKPOINT_RESTORE: u32 = 1 << (40 - 32);
+    // SAFETY: the kernel's own layout (capget(2)).
+    unsafe {
+        sys::check(libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()))?;
+        let keep = if data[4] & CHECKPOINT_RESTORE != 0 { [0, CHECKPOINT_RESTORE] } else { [data[1] & SYS_ADMIN, 0] };
+        let data = [keep[0], keep[0], 0, keep[1], keep[1], 0];
+        sys::check(libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr())).map(drop)
+    }
+}
+
+/// Sets one limit; a hard limit above ours cannot be had without privilege.
+fn limit(resource: u32, soft: u64, hard: u64) -> io::Result<Option<String>> {
+    let wanted = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both structs are ours.
+    unsafe {
+        sys::check(libc::getrlimit(resource as _, &raw mut now))?;
+        if (now.rlim_cur, now.rlim_max) == (soft, hard) || libc::setrlimit(resource as _, &raw const wanted) == 0 {
+            return Ok(None);
+        }
+        let have = now.rlim_max;
+        let lower = libc::rlimit { rlim_cur: soft.min(have), rlim_max: hard.min(have) };
+        sys::check(libc::setrlimit(resource as _, &raw const lower))?;
+        Ok((soft > have).then(|| {
+            let name = NAMES.get(resource as usize).copied().unwrap_or("?");
+            format!("its {name} limit was {soft}, and no more than {have} is permitted here (ulimit -H)")
+        }))
+    }
+}
+
+/// getrlimit(2), by number.
+const NAMES: [&str; 16] = [
+    "CPU",
+    "FSIZE",
+    "DATA",
+    "STACK",
+    "CORE",
+    "RSS",
+    "NPROC",
+    "NOFILE",
+    "MEMLOCK",
+    "AS",
+    "LOCKS",
+    "SIGPENDING",
+    "MSGQUEUE",
+    "NICE",
+    "RTPRIO",
+    "RTTIME",
+];

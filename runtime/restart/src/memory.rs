@@ -1,0 +1,194 @@
+//! What lies behind mappings: files, and memory that processes share.
+//!
+//! Shared memory is one object for all who map it, so it is made once, in init, and inherited; private mappings of files are
+//! opened in each process. A private mapping needs the very file that was mapped, for pages that the program had not touched
+//! are not in the image; deleted files are not needed at all (the image has all of their pages).
+use crate::Options;
+use anyhow::{Context, Result, anyhow, bail};
+use slackwater_image::meta::{Backing, FileId, Region, flag};
+use slackwater_objects::rebuild::Prepared;
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+/// Shared memory objects by old device and inode.
+#[derive(Debug, Default)]
+pub struct SharedObjects {
+    made: BTreeMap<(u64, u64), OwnedFd>,
+}
+
+/// What one object is, over all regions that map it.
+struct Wanted<'a> {
+    id: &'a FileId,
+    end: u64,
+    writes: bool,
+    huge: bool,
+}
+
+fn wanted<'a>(all: impl Iterator<Item = &'a Region>) -> BTreeMap<(u64, u64), Wanted<'a>> {
+    let mut objects: BTreeMap<(u64, u64), Wanted<'a>> = BTreeMap::new();
+    for r in all {
+        let Backing::Shared(id) = &r.backing else { continue };
+        let o = objects.entry((id.dev, id.ino)).or_insert(Wanted { id, end: 0, writes: false, huge: false });
+        o.end = o.end.max(id.offset + (r.range.end - r.range.start)).max(id.size);
+        o.writes |= r.prot & 2 != 0;
+        o.huge |= r.flags & flag::HUGETLB != 0;
+    }
+    objects
+}
+
+/// Is this a name in memory (tmpfs), which does not outlive the machine?
+fn is_volatile(path: &str) -> bool {
+    path.starts_with("/dev/shm/")
+}
+
+impl SharedObjects {
+    /// Before descriptors are prepared: names in /dev/shm. Each is made anew and takes the place of the old one, for a file
+    /// that is there may be in use by another copy of this very computation.
+    pub fn names<'a>(regions: impl Iterator<Item = &'a Region>, options: &Options) -> Result<Self> {
+        let mut made = BTreeMap::new();
+        for (key, o) in wanted(regions) {
+            if o.id.deleted || !is_volatile(&o.id.path) {
+                continue;
+            }
+            let path = options.map(&o.id.path);
+            let file =
+                replace(&path, o.end).with_context(|| format!("making shared memory {} again", path.display()))?;
+            made.insert(key, file.into());
+        }
+        Ok(Self { made })
+    }
+
+    /// After descriptors are prepared: everything else that is shared.
+    pub fn rest<'a>(
+        &mut self,
+        regions: impl Iterator<Item = &'a Region>,
+        prepared: &Prepared<'_>,
+        options: &Options,
+    ) -> Result<()> {
+        for (key, o) in wanted(regions) {
+            if self.made.contains_key(&key) {
+                continue;
+            }
+            let fd = match prepared.inode(key.0, key.1) {
+                Some(fd) => duplicate(fd)?,
+                None if o.id.deleted => {
+                    memory(&o).with_context(|| format!("making shared memory {} again", o.id.path))?
+                }
+                None => named(&o, options)?,
+            };
+            self.made.insert(key, fd);
+        }
+        Ok(())
+    }
+
+    /// The object behind a region.
+    pub fn of(&self, region: &Region) -> Option<RawFd> {
+        let Backing::Shared(id) = &region.backing else { return None };
+        self.made.get(&(id.dev, id.ino)).map(AsRawFd::as_raw_fd)
+    }
+}
+
+#[allow(unsafe_code)]
+fn duplicate(fd: RawFd) -> Result<OwnedFd> {
+    // SAFETY: the descriptor is open as long as `Prepared` lives, and is borrowed for one call.
+    Ok(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?)
+}
+
+fn replace(path: &Path, size: u64) -> std::io::Result<File> {
+    let temporary = path.with_file_name(format!(".slackwater-{}-{size}", std::process::id()));
+    let _ = fs::remove_file(&temporary);
+    let mode = fs::metadata(path).map_or(0o600, |m| m.mode() & 0o777);
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&temporary)?;
+    file.set_len(size)?;
+    fs::rename(&temporary, path).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
+    Ok(file)
+}
+
+/// Memory without a name: shared anonymous memory, memfds that no descriptor holds, System V segments.
+#[allow(unsafe_code)]
+fn memory(o: &Wanted<'_>) -> std::io::Result<OwnedFd> {
+    let name = std::ffi::CString::new(o.id.path.rsplit(['/', ':']).next().unwrap_or("shared")).unwrap_or_default();
+    let flags = libc::MFD_CLOEXEC | if o.huge { libc::MFD_HUGETLB } else { 0 };
+    // SAFETY: a new descriptor, which nobody else owns.
+    let fd = unsafe {
+        let fd = crate::sys::check(libc::memfd_create(name.as_ptr(), flags))?;
+        OwnedFd::from_raw_fd(fd as RawFd)
+    };
+    let file = File::from(fd);
+    file.set_len(o.end)?;
+    Ok(file.into())
+}
+
+/// A file (or device) that several may map.
+fn named(o: &Wanted<'_>, options: &Options) -> Result<OwnedFd> {
+    let path = options.map(&o.id.path);
+    // For writing if at all possible: mprotect(2) may ask for it later.
+    let open = |write| OpenOptions::new().read(true).write(write).custom_flags(libc::O_NOCTTY).open(&path);
+    let file = open(true)
+        .or_else(|e| if o.writes { Err(e) } else { open(false) })
+        .with_context(|| format!("{} was mapped as shared memory, and cannot be opened now; put it back, or name another with --map-path OLD=NEW", path.display()))?;
+    let meta = file.metadata()?;
+    if meta.is_file() && meta.len() < o.id.size {
+        bail!(
+            "{} was mapped as shared memory with {} bytes, and has {} now; put it back",
+            path.display(),
+            o.id.size,
+            meta.len()
+        );
+    }
+    Ok(file.into())
+}
+
+/// Opens the files behind private mappings. One descriptor per file; for each region (by index) the one to map.
+pub fn private_files(regions: &[Region], options: &Options) -> Result<(Vec<Option<RawFd>>, Vec<OwnedFd>)> {
+    let mut open: BTreeMap<&str, OwnedFd> = BTreeMap::new();
+    let mut files = Vec::with_capacity(regions.len());
+    for r in regions {
+        let Backing::FilePrivate(id) = &r.backing else {
+            files.push(None);
+            continue;
+        };
+        if id.deleted {
+            files.push(None);
+            continue;
+        }
+        if !open.contains_key(id.path.as_str()) {
+            open.insert(&id.path, unchanged(id, options)?);
+        }
+        files.push(open.get(id.path.as_str()).map(AsRawFd::as_raw_fd));
+    }
+    Ok((files, open.into_values().collect()))
+}
+
+/// Opens a file that must be what it was.
+pub fn unchanged(id: &FileId, options: &Options) -> Result<OwnedFd> {
+    let path = options.map(&id.path);
+    let advice = "the program's memory holds only those of its pages that it had changed: put the old file back (same content and modification time), or name its copy with --map-path OLD=NEW";
+    let file = File::open(&path).map_err(|e| {
+        anyhow!("{} was mapped at the checkpoint, and cannot be opened now: {e}; {advice}", path.display())
+    })?;
+    let meta = file.metadata().with_context(|| format!("{}", path.display()))?;
+    let mtime = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
+    if !meta.is_file() {
+        return Ok(file.into());
+    }
+    if meta.len() != id.size {
+        bail!(
+            "{} has changed since the checkpoint: it had {} bytes and has {}; {advice}",
+            path.display(),
+            id.size,
+            meta.len()
+        );
+    }
+    if mtime != id.mtime_ns {
+        bail!(
+            "{} has changed since the checkpoint: it was modified at {} ns since the epoch, and now at {mtime}; {advice}",
+            path.display(),
+            id.mtime_ns
+        );
+    }
+    Ok(file.into())
+}
