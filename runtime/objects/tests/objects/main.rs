@@ -15,12 +15,13 @@ mod files;
 mod harness;
 mod pipes;
 mod sockets;
+mod watchers;
 
 use harness::Case;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
-    let cases: Vec<Case> = [files::cases(), pipes::cases(), sockets::cases()].concat();
+    let cases: Vec<Case> = [files::cases(), pipes::cases(), sockets::cases(), watchers::cases()].concat();
     if let [_, step, name, path] = args.as_slice()
         && step.starts_with("step-")
     {
