@@ -181,6 +181,11 @@ impl Drop for Scratch {
     }
 }
 
+/// An address among this library's variables.
+pub fn statics() -> u64 {
+    &raw const ARENA as u64
+}
+
 /// Allocates for plugins (`slackwater_alloc`).
 pub fn alloc(layout: Layout) -> *mut u8 {
     // SAFETY: as the trait.

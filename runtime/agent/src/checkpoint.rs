@@ -206,7 +206,7 @@ impl Keeper {
         if let Err(e) = plugins::dispatch(Event::Presuspend, 0, self.member, generation) {
             fail(e)?;
         }
-        let since = sys::now_ns();
+        let (since, before) = (sys::now_ns(), restarts());
         let stopped = match stop::stop(STOP_DEADLINE_NS) {
             Ok(s) => s,
             Err(reason) => return fail(reason),
@@ -214,7 +214,8 @@ impl Keeper {
         let result = self.stopped(generation, &stopped);
         // `stopped` has taken the plugins through RESUME, or this is a restarted process.
         stop::resume();
-        let stopped_us = (sys::now_ns() - since) / 1000;
+        // In a restored process the clock of the other history says nothing.
+        let stopped_us = if restarts() == before { (sys::now_ns() - since) / 1000 } else { 0 };
         result?;
         send(&FromProcess::Resumed { generation, stopped_us })
     }
