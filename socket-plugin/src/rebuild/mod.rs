@@ -137,7 +137,8 @@ fn idle(w: &mut Work<'_>, i: usize) -> Result<i32> {
     if s.family == libc::AF_NETLINK {
         // struct sockaddr_nl: family, pad, pid, groups. The port id may be another process's now.
         let mut address = s.local.clone();
-        if os::bind(fd, &address).is_err() && address.len() >= 8 {
+        let bound = address.iter().skip(2).any(|&b| b != 0);
+        if bound && os::bind(fd, &address).is_err() && address.len() >= 8 {
             address[4..8].fill(0);
             os::bind(fd, &address).map_err(|e| w.error(i, "binding a netlink socket", e))?;
             w.warn(i, "a netlink socket has another port id now");

@@ -9,7 +9,7 @@ use std::io;
 use super::{Peers, Result, Work, options, os};
 use crate::address::Endpoint;
 use crate::model::{Socket, State, Tcp};
-use crate::options::{SO_BUF_LOCK, SO_RCVBUF, SO_SNDBUF};
+use crate::options::{SO_BUF_LOCK, SO_RCVBUF, SO_SNDBUF, int};
 use crate::sys;
 
 const BACKLOG: i32 = 1024;
@@ -85,11 +85,7 @@ pub fn connections(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
                 let other = w.sockets[j];
                 under_way(w, i, s, other)?;
                 under_way(w, j, other, s)?;
-                // The end whose port a listener has is the one that was accepted.
-                let serves = |s: &Socket| {
-                    Endpoint::parse(&s.local).is_some_and(|e| w.sockets.iter().any(|l| listens_for(l, &e)))
-                };
-                let (server, client) = if serves(s) || !serves(other) { (i, j) } else { (j, i) };
+                let (server, client) = if accepted(s) || !accepted(other) { (i, j) } else { (j, i) };
                 let listener = listener(w, server, &mut listeners)?;
                 let (c, a) = connect(w, client, Some(server), listener)?;
                 (w.made[server], w.made[client]) = (Some(a), Some(c));
@@ -120,6 +116,15 @@ pub fn connections(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
     }
     listeners.into_values().for_each(os::close);
     Ok(())
+}
+
+// Which end was accepted: the kernel keeps the SYN's hop limit in what is the multicast hop limit of a socket that connected (1).
+fn accepted(s: &Socket) -> bool {
+    let hops = |level, name| int(s, level, name).is_some_and(|hops| hops != 1);
+    match Endpoint::parse(&s.peer) {
+        Some(e) if e.family() == libc::AF_INET6 => hops(libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
+        _ => hops(libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
+    }
 }
 
 // An address at which nobody listens: a port that was free a moment ago.
@@ -226,7 +231,11 @@ fn broken(w: &mut Work<'_>, i: usize, reset: bool) -> Result<i32> {
     let s = w.sockets[i];
     let fail = |w: &Work<'_>, e| w.error(i, format!("making the broken connection to {}", show(&s.peer)), e);
     let listener = os::socket(s.family, s.kind, s.protocol, w.base).map_err(|e| fail(w, e))?;
-    os::bind(listener, &elsewhere(&s.local)).map_err(|e| fail(w, e))?;
+    // The peer's address, if it is this host's: getpeername(2) may still be asked.
+    let _ = sys::setsockopt(listener, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
+    if s.peer.is_empty() || os::bind(listener, &s.peer).is_err() {
+        os::bind(listener, &elsewhere(&s.local)).map_err(|e| fail(w, e))?;
+    }
     os::listen(listener, 8).map_err(|e| fail(w, e))?;
     let (a, b) = connect(w, i, None, listener)?;
     os::close(listener);

@@ -100,14 +100,21 @@ fn make(p: &mut Prepared<'_>, ends: &Ends, pipe: &Pipe) -> io::Result<()> {
             }
         }
     }
-    // A blocking open of one side waits for the other; both are open here.
+    // The two ends themselves are used once each; further descriptions are opened. A blocking open of one side waits for
+    // the other: both are open here.
+    let mut ends_left = if pipe.path.is_none() { [Some(reader), Some(writer)] } else { [None, None] };
     for &group in &ends.groups {
         let flags = p.open(group).flags & (libc::O_ACCMODE | libc::O_NONBLOCK);
-        let fd = match &pipe.path {
-            Some(path) => os::open(&p.options.map(path), flags, 0)?,
-            None => os::reopen(reader, flags)?,
+        let end = match flags & libc::O_ACCMODE {
+            libc::O_RDONLY => ends_left[0].take(),
+            libc::O_WRONLY => ends_left[1].take(),
+            _ => None,
         };
-        let fd = os::raise(fd, base)?;
+        let fd = match (end, &pipe.path) {
+            (Some(end), _) => os::copy(end, base)?,
+            (None, Some(path)) => os::raise(os::open(&p.options.map(path), flags, 0)?, base)?,
+            (None, None) => os::raise(os::reopen(reader, flags)?, base)?,
+        };
         p.made.insert(group, fd);
     }
     os::close(reader);

@@ -47,7 +47,7 @@ pub fn all(p: &mut Prepared<'_>) -> Result<()> {
         let inside = slave_number(terminal.rdev).and_then(|n| masters.get(&n).copied());
         if let Some(master) = inside {
             let flags = open.flags & (libc::O_ACCMODE | libc::O_NONBLOCK) | libc::O_NOCTTY;
-            let fd = os::ioctl(master, TIOCGPTPEER, (flags | libc::O_CLOEXEC) as u64)
+            let fd = os::ioctl(master, TIOCGPTPEER, flags as u64)
                 .and_then(|fd| os::raise(fd, p.base))
                 .map_err(|e| p.error(lead, "opening a pty's slave", e))?;
             p.made.insert(lead, fd);

@@ -2,7 +2,7 @@
 use std::io::{Read, Write};
 use std::os::fd::FromRawFd;
 
-use slackwater_objects::model::Table;
+use slackwater_objects::model::{Kind, Open, Table};
 use slackwater_objects::rebuild::{Computation, Options, prepare};
 
 /// See the head of main.rs.
@@ -23,6 +23,8 @@ pub struct Case {
     /// Part of a warning that the rebuild has to give; without this it may give none.
     pub warned: Option<&'static str>,
     pub options: fn() -> Options,
+    /// Whether a capture of the rebuilt process must find the same.
+    pub again: bool,
 }
 
 impl Case {
@@ -37,6 +39,7 @@ impl Case {
             refused: None,
             warned: None,
             options: Options::default,
+            again: true,
         }
     }
 
@@ -186,6 +189,22 @@ pub fn rebuild(case: &Case, path: &str) {
     open.retain(|fd| !ours.contains(fd));
     let wanted: Vec<i32> = saved.0[me].1.descriptors.iter().map(|d| d.fd).collect();
     assert_eq!(open, wanted);
+    // A second capture finds what the first one found: a restart can be checkpointed and restarted again.
+    if me > 0 {
+        write_all(done.1, b"s");
+        assert_eq!(read_some(go.0, 1), b"g");
+    } else {
+        for _ in 1..case.processes {
+            assert_eq!(read_some(done.0, 1), b"s");
+        }
+        write_all(go.1, &vec![b'g'; case.processes - 1]);
+    }
+    if case.again {
+        let mut again = slackwater_objects::survey(&ours).unwrap_or_else(|e| panic!("capture of the rebuilt: {e}"));
+        assert!((0..100_000).any(|_| slackwater_objects::quiet(&again)), "never quiet");
+        slackwater_objects::fill(&mut again).unwrap_or_else(|e| panic!("capture of the rebuilt: {e}"));
+        compare(&saved.0[me].1, &again);
+    }
     if me > 0 {
         write_all(done.1, b"i");
         assert_eq!(read_some(go.0, 1), b"g");
@@ -201,6 +220,65 @@ pub fn rebuild(case: &Case, path: &str) {
     for pid in children {
         wait(pid);
     }
+}
+
+/// Everything but what must differ: inode numbers, counters of connections, time that has passed.
+fn compare(before: &Table, after: &Table) {
+    assert_eq!(before.descriptors, after.descriptors);
+    for (before, after) in before.opens.iter().zip(&after.opens) {
+        let (before, after) = (plain(before), plain(after));
+        if let (Kind::Socket(a), Kind::Socket(b)) = (&before.kind, &after.kind) {
+            let differ: Vec<_> = a.options.iter().zip(&b.options).filter(|(a, b)| a != b).collect();
+            assert!(differ.is_empty(), "descriptor {}: options differ: {differ:?}", before.fd);
+        }
+        if before != after {
+            let lines = |o: &Open| format!("{o:#?}").lines().map(str::to_owned).collect::<Vec<_>>();
+            let differ: Vec<_> =
+                lines(&before).into_iter().zip(lines(&after)).filter(|(a, b)| a != b).take(10).collect();
+            panic!("descriptor {} differs after the rebuild: {differ:#?}\n{before:?}\n{after:?}", before.fd);
+        }
+    }
+}
+
+fn plain(open: &Open) -> Open {
+    let mut open = open.clone();
+    (open.dev, open.ino) = (0, 0);
+    match &mut open.kind {
+        Kind::Socket(s) => {
+            s.ino = 0;
+            for peer in s.unix.iter_mut().flat_map(|u| u.pending.iter_mut().chain(&mut u.peer)) {
+                *peer = (*peer).min(1);
+            }
+            if let Some(tcp) = &mut s.tcp {
+                (tcp.written, tcp.arrived) = (0, 0);
+                // FIN_WAIT1 and FIN_WAIT2; which end of a closed connection closed first.
+                tcp.state = if tcp.state == 5 { 4 } else { tcp.state };
+                // Sizes that the kernel tunes by itself.
+                // IPV6_V6ONLY of a connected socket: bind(2) to an IPv6 address sets it, and it means nothing there.
+                let connected = s.state == slackwater_socket::model::State::Connected;
+                s.options.retain(|(level, name, _)| match (*level, *name) {
+                    (1, 7 | 8) => false,
+                    (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY) => !connected,
+                    _ => true,
+                });
+            }
+        }
+        Kind::Timer(t) => t.remaining_ns = t.remaining_ns.div_ceil(60_000_000_000),
+        Kind::Epoll { watched } => {
+            watched.iter_mut().for_each(|w| w.target = (0, 0));
+            watched.sort_by_key(|w| (w.fd, w.data));
+        }
+        Kind::File(f) => {
+            // The files of the first half of the test are the runner's to change.
+            f.mtime_ns = 0;
+            if f.deleted {
+                f.path.clear();
+            }
+        }
+        Kind::Directory { path, deleted: true, .. } => path.clear(),
+        _ => {}
+    }
+    open
 }
 
 fn wait(pid: i32) {

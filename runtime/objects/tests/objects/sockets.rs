@@ -399,6 +399,8 @@ fn tcp() -> Vec<Case> {
         ),
         Case {
             check_original: false,
+            // It is a broken connection now.
+            again: false,
             ..Case::new(
                 "tcp-outside-is-reset",
                 || {
