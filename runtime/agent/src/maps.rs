@@ -97,6 +97,16 @@ fn is_verbs_device(name: &[u8]) -> bool {
     name.starts_with(b"/dev/infiniband/")
 }
 
+/// What is left of a region without [start, end): the kernel merges a mapping of ours with a neighbour of its kind.
+fn without(r: Region, start: u64, end: u64) -> impl Iterator<Item = Region> {
+    let (s, e) = (r.range.start, r.range.end);
+    let below = Range { start: s, end: e.min(start.max(s)) };
+    let above = Range { start: s.max(end.min(e)), end: e };
+    let whole = end <= s || start >= e;
+    let (below, above) = if whole { (r.range, Range::default()) } else { (below, above) };
+    [below, above].into_iter().filter(|x| x.end > x.start).map(move |range| Region { range, ..r.clone() })
+}
+
 /// Parses smaps (or maps). `ours` are ranges to be left out (the restorer's blob, scratch memory).
 ///
 /// # Errors
@@ -138,9 +148,6 @@ pub fn parse(text: &[u8], ours: &[(u64, u64)]) -> Result<Maps, String> {
             }
             _ => {}
         }
-        if ours.iter().any(|&(s, e)| h.range.start >= s && h.range.end <= e) {
-            continue;
-        }
         let p = h.perms;
         let bit = |i: usize, c: u8, v: u32| if p.get(i) == Some(&c) { v } else { 0 };
         let prot = bit(0, b'r', 1) | bit(1, b'w', 2) | bit(2, b'x', 4);
@@ -162,6 +169,9 @@ pub fn parse(text: &[u8], ours: &[(u64, u64)]) -> Result<Maps, String> {
         current = Some(Region { range: h.range, prot, flags, backing });
     }
     maps.regions.extend(current);
+    for &(start, end) in ours {
+        maps.regions = maps.regions.drain(..).flat_map(|r| without(r, start, end)).collect();
+    }
     match device {
         Some(d) => Err(format!(
             "the program maps the memory of a device ({d}), which cannot be saved: close the device, or use a plugin that knows it"

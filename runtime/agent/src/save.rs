@@ -124,8 +124,7 @@ impl Saver<'_> {
         let (start, end) = (r.range.start, r.range.end);
         // Our own stack and statics change while they are saved: a checksum of them in place would not fit.
         let marker = 0u8;
-        let restless =
-            [&raw const marker as u64, crate::arena::statics()].iter().any(|a| (start..end).contains(a));
+        let restless = [&raw const marker as u64, crate::arena::statics()].iter().any(|a| (start..end).contains(a));
         let readable = r.prot & 1 != 0 && !restless;
         match &r.backing {
             Backing::Shared(_) => Ok(()),
