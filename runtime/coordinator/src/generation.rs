@@ -16,11 +16,22 @@ fn at(path: &Path, error: &io::Error) -> String {
     format!("{}: {error}", path.display())
 }
 
-/// The newest committed generation, and the first number above all of them, unfinished ones included.
-pub(crate) fn numbers(dir: &Path) -> (Option<u64>, u64) {
+/// What is in the folder when a coordinator starts.
+pub(crate) struct Found {
+    /// The newest committed generation.
+    pub newest: Option<u64>,
+    /// The first number above all that are there, unfinished ones included.
+    pub next: u64,
+    /// Unfinished ones: their coordinator has died.
+    pub leftovers: Vec<u64>,
+}
+
+/// Looks at the folder; before anything is written to it.
+pub(crate) fn find(dir: &Path) -> Found {
     let found = generations::list(dir).unwrap_or_default();
     let newest = found.committed.last().copied();
-    (newest, newest.max(found.partial.last().copied()).map_or(1, |n| n + 1))
+    let next = newest.max(found.partial.last().copied()).map_or(1, |n| n + 1);
+    Found { newest, next, leftovers: found.partial }
 }
 
 /// Makes the folder for a new generation.
@@ -35,15 +46,6 @@ pub(crate) fn remove_partial(dir: &Path, generation: u64) -> Result<(), String> 
     match fs::remove_dir_all(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&path, &error)),
         _ => Ok(()),
-    }
-}
-
-/// Removes what coordinators that died have left behind; only for the holder of the folder's lock. Generations from `next`
-/// on are this coordinator's own: one may already be in the making.
-pub(crate) fn remove_leftovers(dir: &Path, next: u64) {
-    for generation in generations::list(dir).unwrap_or_default().partial.into_iter().filter(|g| *g < next) {
-        // Left alone if it cannot be removed: the number is not used again.
-        let _ = remove_partial(dir, generation);
     }
 }
 
@@ -104,17 +106,17 @@ mod tests {
     fn commits_numbers_and_prunes() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
-        assert_eq!(numbers(dir), (None, 1));
+        assert_eq!((find(dir).newest, find(dir).next), (None, 1));
         for generation in [1, 2, 9, 10] {
             write(dir, generation, 5).unwrap();
         }
         create(dir, 12).unwrap();
-        assert_eq!(numbers(dir), (Some(10), 13));
-        create(dir, 13).unwrap();
+        let found = find(dir);
+        assert_eq!((found.newest, found.next, &found.leftovers[..]), (Some(10), 13, &[12][..]));
         prune(dir, 2).unwrap();
-        remove_leftovers(dir, 13);
+        remove_partial(dir, 12).unwrap();
         let found = generations::list(dir).unwrap();
-        assert_eq!((found.committed, found.partial), (vec![9, 10], vec![13]), "13 is in the making");
+        assert_eq!((found.committed, found.partial), (vec![9, 10], vec![]));
     }
 
     #[test]
@@ -122,6 +124,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let reason = write(dir.path(), 1, 6).unwrap_err();
         assert!(reason.contains("a.img: 5 bytes, but its process wrote 6"), "{reason}");
-        assert_eq!(numbers(dir.path()), (None, 2));
+        assert_eq!((find(dir.path()).newest, find(dir.path()).next), (None, 2));
     }
 }

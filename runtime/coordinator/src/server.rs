@@ -46,11 +46,11 @@ pub fn run(claim: Claim, options: &Options) -> io::Result<()> {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let (events, queue) = unbounded_channel();
         let acceptor = tokio::spawn(accept(listener, Arc::new(claim.secret), events.clone()));
-        let (newest, next_generation) = generation::numbers(&claim.dir);
+        let found = generation::find(&claim.dir);
         let settings = Settings {
             expect: options.expect,
-            next_generation,
-            newest,
+            next_generation: found.next,
+            newest: found.newest,
             interval_us: options.interval.map(micros),
             patience_us: micros(options.patience),
             sync: options.sync,
@@ -74,8 +74,7 @@ pub fn run(claim: Claim, options: &Options) -> io::Result<()> {
             done: false,
         };
         log(&format!("coordinator {} of {} listens on {}", std::process::id(), claim.dir.display(), claim.addr));
-        let dir = claim.dir.clone();
-        server.jobs.spawn_blocking(move || generation::remove_leftovers(&dir, next_generation));
+        server.apply(found.leftovers.into_iter().map(Effect::RemoveFolder).collect());
         server.apply(effects);
         server.run(queue).await;
         acceptor.abort();

@@ -268,7 +268,7 @@ impl Machine {
         self.progress();
         if self.members.get(&conn).is_some_and(|m| m.left) {
             // Its child has done the last thing that the connection was kept for.
-            self.emit(Effect::Close(conn));
+            self.emit(Effect::Drain(conn));
         }
     }
 
@@ -382,7 +382,7 @@ impl Machine {
         let generation = checkpoint.generation;
         for &conn in checkpoint.parts.iter().filter(|(_, part)| part.present).map(|(conn, _)| conn) {
             match self.members.get(&conn) {
-                Some(member) if member.left => self.emit(Effect::Close(conn)),
+                Some(member) if member.left => self.emit(Effect::Drain(conn)),
                 Some(_) => {
                     self.emit(Effect::Send(
                         conn,
@@ -405,7 +405,8 @@ impl Machine {
         let Activity::Checkpoint(checkpoint) = &mut self.activity else { return false };
         let elapsed = now.saturating_sub(checkpoint.since);
         match &mut checkpoint.stage {
-            Stage::Suspend if checkpoint.awaited.is_empty() && quiet => {
+            // What those who are no more have said of their children must have been read.
+            Stage::Suspend if checkpoint.awaited.is_empty() && quiet && !self.members.values().any(|m| m.left) => {
                 if checkpoint.parts.is_empty() {
                     self.abort("all processes have ended: there is nothing to checkpoint".into(), false);
                     return true;

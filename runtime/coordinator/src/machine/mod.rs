@@ -269,7 +269,10 @@ impl Machine {
                 }
             }
             FromProcess::Born { token, pid } => {
-                if let Some(expected) = self.expected.get_mut(&token) {
+                // It may have joined, and be another program already, before this was read.
+                if self.members.values().any(|m| m.pid == pid && !m.left) {
+                    self.expected.remove(&token);
+                } else if let Some(expected) = self.expected.get_mut(&token) {
                     expected.pid = Some(pid);
                     self.watch_expected(token, pid);
                 }
@@ -283,7 +286,9 @@ impl Machine {
                 }
             }
             FromProcess::Exec { token } => {
-                if let Some(member) = self.members.get_mut(&conn) {
+                if self.superseded(conn) {
+                    self.leave(conn);
+                } else if let Some(member) = self.members.get_mut(&conn) {
                     member.exec = Some(token);
                 }
             }
@@ -321,6 +326,8 @@ impl Machine {
         }
         let token = member.token;
         let mut announced = token != 0 && self.expected.remove(&token).is_some();
+        // Whatever else this pid was announced as, it has become this.
+        self.expected.retain(|_, expected| expected.pid != Some(member.pid));
         // Another program of a process that has joined before: its old self is over, though a child of it may be writing.
         let before = self.members.iter().find(|(_, m)| token != 0 && m.exec == Some(token)).map(|(&conn, _)| conn);
         if let Some(before) = before {
@@ -370,6 +377,9 @@ impl Machine {
                 let status = Reply::Status(self.status());
                 self.answer(conn, status);
             }
+            Request::Checkpoint { .. } if matches!(self.activity, Activity::Ending(_)) => {
+                self.answer(conn, Reply::Failed { reason: "the computation is being killed".into() });
+            }
             Request::Checkpoint { kill } => {
                 if self.members.is_empty() && self.expected.is_empty() && matches!(self.activity, Activity::Idle) {
                     let reason = "no process has joined this computation: there is nothing to checkpoint".into();
@@ -415,8 +425,16 @@ impl Machine {
         if coming {
             self.left_in_checkpoint(conn);
         } else {
-            self.emit(Effect::Close(conn));
+            self.emit(Effect::Drain(conn));
         }
+    }
+
+    /// The process behind `conn` is another program already, and has joined as that.
+    fn superseded(&self, conn: Conn) -> bool {
+        let Some(member) = self.members.get(&conn) else { return false };
+        let mut others =
+            self.members.iter().filter(|&(&other, m)| other != conn && !m.left && m.number > member.number);
+        others.any(|(_, m)| m.pid == member.pid && m.host == member.host)
     }
 
     fn closed(&mut self, conn: Conn) {
@@ -474,7 +492,7 @@ impl Machine {
             }
         }
         for (conn, left) in self.members.iter().map(|(&conn, m)| (conn, m.left)).collect::<Vec<_>>() {
-            self.emit(if left { Effect::Close(conn) } else { Effect::Kill(conn) });
+            self.emit(if left { Effect::Drain(conn) } else { Effect::Kill(conn) });
         }
         let tokens: Vec<_> = self.expected.iter().filter(|(_, e)| e.pid.is_some()).map(|(&token, _)| token).collect();
         for token in tokens {

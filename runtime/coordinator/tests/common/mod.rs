@@ -1,0 +1,228 @@
+//! A coordinator on a thread, and synthetic processes that speak the protocol: what the agent does, without a program.
+#![allow(dead_code)] // each test program uses a part of it
+use slackwater_coordinator::{Options, folder, server};
+use slackwater_protocol::{
+    auth::Role,
+    client::Client,
+    command::{Figures, Reply, Request, Status},
+    message::{DescriptorKey, Entry, FromProcess, ToProcess},
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, Sender, channel},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+/// Longer than anything here takes; a wait that lasts so long is a failure.
+pub const LONG: Duration = Duration::from_secs(60);
+
+/// A coordinator of a folder.
+pub struct Coordinator {
+    pub dir: PathBuf,
+    thread: JoinHandle<std::io::Result<()>>,
+}
+
+impl Coordinator {
+    pub fn start(dir: &Path, options: Options) -> Self {
+        let claim = folder::claim(dir).unwrap();
+        let dir = claim.dir.clone();
+        Self { dir, thread: std::thread::spawn(move || server::run(claim, &options)) }
+    }
+
+    pub fn client(&self, role: Role) -> Client {
+        let client = folder::connect(&self.dir, role).unwrap();
+        client.set_timeout(Some(LONG)).unwrap();
+        client
+    }
+
+    pub fn ask(&self, request: &Request) -> Client {
+        let mut client = self.client(Role::Command);
+        client.send(request).unwrap();
+        client
+    }
+
+    pub fn status(&self) -> Status {
+        match self.ask(&Request::Status).receive().unwrap() {
+            Reply::Status(status) => status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn checkpoint(&self, kill: bool) -> Result<(PathBuf, Figures), String> {
+        answer(&mut self.ask(&Request::Checkpoint { kill }))
+    }
+
+    /// It ends by itself.
+    pub fn ended(self) -> PathBuf {
+        self.thread.join().unwrap().unwrap();
+        assert!(folder::read_address(&self.dir).is_err(), "the address outlives the coordinator");
+        self.dir
+    }
+}
+
+/// The last answer to a request for a checkpoint.
+pub fn answer(client: &mut Client) -> Result<(PathBuf, Figures), String> {
+    loop {
+        match client.receive().unwrap() {
+            Reply::Progress { .. } => {}
+            Reply::Committed { path, figures } => return Ok((path.into(), figures)),
+            Reply::Failed { reason } => return Err(reason),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// How a synthetic process behaves.
+#[derive(Clone, Default)]
+pub struct Behaviour {
+    pub pid: i32,
+    pub token: u64,
+    pub exe: String,
+    pub restarted_from: Option<u64>,
+    pub descriptors: Vec<DescriptorKey>,
+    /// Rounds in which it says "again".
+    pub again: u32,
+    /// Published in round 0.
+    pub publish: Vec<Entry>,
+    /// Asked for in the last round.
+    pub query: Vec<(String, Vec<u8>)>,
+    /// Ends instead of an answer to this.
+    pub die: Option<Point>,
+    /// Fails instead of an answer to this.
+    pub fail: Option<Point>,
+    /// Run when the image has been written: what goes wrong outside of it.
+    pub after_image: Option<fn(&Path)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    Suspend,
+    Quiesce,
+    Snapshot,
+    Saved,
+}
+
+/// What it has seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    Joined(u64),
+    Resumed(Option<String>),
+    Values(Vec<Option<Vec<u8>>>),
+    Finished(Option<String>),
+    Killed,
+    Closed,
+}
+
+pub struct Process {
+    pub seen: Receiver<Seen>,
+    pub thread: JoinHandle<()>,
+}
+
+impl Process {
+    /// The next thing that it sees.
+    pub fn next(&self) -> Seen {
+        self.seen.recv_timeout(LONG).unwrap()
+    }
+}
+
+/// Joins and behaves, on a thread; returns when it has joined.
+pub fn process(coordinator: &Coordinator, behaviour: Behaviour) -> Process {
+    let client = coordinator.client(Role::Process);
+    let (tell, seen) = channel();
+    let thread = std::thread::spawn(move || live(client, &behaviour, &tell));
+    let process = Process { seen, thread };
+    assert!(matches!(process.next(), Seen::Joined(_)));
+    process
+}
+
+pub fn live(mut client: Client, behaviour: &Behaviour, tell: &Sender<Seen>) {
+    // The test may have seen enough and be gone.
+    let see = |seen| drop(tell.send(seen));
+    let Behaviour { pid, token, exe, restarted_from, .. } = behaviour.clone();
+    let exe = if exe.is_empty() { "synthetic".into() } else { exe };
+    client.send(&FromProcess::Join { token, pid, ppid: 1, exe, host: "here".into(), restarted_from }).unwrap();
+    client.set_timeout(None).unwrap();
+    let mut image = (String::new(), PathBuf::new());
+    let mut sync_mode = false;
+    let mut generation = 0;
+    loop {
+        let Ok(message) = client.receive::<ToProcess>() else { return see(Seen::Closed) };
+        let point = match &message {
+            ToProcess::Suspend { .. } => Some(Point::Suspend),
+            ToProcess::Round { .. } => Some(Point::Quiesce),
+            ToProcess::Snapshot { .. } => Some(Point::Snapshot),
+            _ => None,
+        };
+        if point.is_some() && point == behaviour.die {
+            return;
+        }
+        let failed = |generation| FromProcess::Failed { generation, reason: "it was told to".into() };
+        if point.is_some() && point == behaviour.fail {
+            if let ToProcess::Suspend { generation: new } = message {
+                generation = new;
+            }
+            client.send(&failed(generation)).unwrap();
+            continue;
+        }
+        let save = |client: &mut Client, generation, image: &(String, PathBuf)| {
+            if behaviour.fail == Some(Point::Saved) {
+                return client.send(&failed(generation)).unwrap();
+            }
+            let content = format!("memory of {pid}");
+            if let Err(error) = fs::write(&image.1, &content) {
+                let reason = format!("{}: {error}", image.1.display());
+                return client.send(&FromProcess::Failed { generation, reason }).unwrap();
+            }
+            if let Some(after) = behaviour.after_image {
+                after(image.1.parent().unwrap());
+            }
+            let (file, bytes) = (image.0.clone(), content.len() as u64);
+            client.send(&FromProcess::Saved { generation, file, bytes, memory: 4096 }).unwrap();
+        };
+        match message {
+            ToProcess::Joined { member } => {
+                image.0 = format!("process-{member}.image");
+                see(Seen::Joined(member));
+            }
+            ToProcess::Suspend { generation: new } => {
+                generation = new;
+                let descriptors = behaviour.descriptors.clone();
+                client.send(&FromProcess::Suspended { generation, threads: 3, descriptors }).unwrap();
+            }
+            ToProcess::Round { kind, round, .. } => {
+                if round == behaviour.again && !behaviour.query.is_empty() {
+                    client.send(&FromProcess::Query { keys: behaviour.query.clone() }).unwrap();
+                    let ToProcess::Values { values } = client.receive().unwrap() else { panic!("no values") };
+                    see(Seen::Values(values));
+                }
+                let publish = if round == 0 { behaviour.publish.clone() } else { vec![] };
+                let again = round < behaviour.again;
+                client.send(&FromProcess::RoundDone { kind, round, again, publish }).unwrap();
+            }
+            ToProcess::Snapshot { generation, folder, sync, .. } => {
+                image.1 = Path::new(&folder).join(&image.0);
+                sync_mode = sync;
+                client.send(&FromProcess::Snapshotted { generation, forked: !sync, note: String::new() }).unwrap();
+                if sync {
+                    save(&mut client, generation, &image);
+                }
+            }
+            ToProcess::Resume { generation: of, aborted } => {
+                client.send(&FromProcess::Resumed { generation: of, stopped_us: 700 }).unwrap();
+                let goes_on = aborted.is_none() && !sync_mode && generation > 0;
+                see(Seen::Resumed(aborted));
+                if goes_on && behaviour.die == Some(Point::Saved) {
+                    return;
+                }
+                if goes_on {
+                    save(&mut client, of, &image);
+                }
+            }
+            ToProcess::Finished { failed, .. } => see(Seen::Finished(failed)),
+            ToProcess::Kill => return see(Seen::Killed),
+            ToProcess::Values { .. } => panic!("values that nobody asked for"),
+        }
+    }
+}
