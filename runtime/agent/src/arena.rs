@@ -186,6 +186,18 @@ pub fn statics() -> u64 {
     &raw const ARENA as u64
 }
 
+/// Before fork: no other thread is in the middle of an allocation.
+pub fn lock() {
+    while ARENA.lock.compare_exchange_weak(false, true, Acquire, Relaxed).is_err() {
+        core::hint::spin_loop();
+    }
+}
+
+/// After it, in parent and child.
+pub fn unlock() {
+    ARENA.lock.store(false, Release);
+}
+
 /// Allocates for plugins (`slackwater_alloc`).
 pub fn alloc(layout: Layout) -> *mut u8 {
     // SAFETY: as the trait.

@@ -6,6 +6,7 @@ use crate::{
     arch::{self, Context},
     conn::{self, Connection},
     descriptors::Survey,
+    follow::gate,
     freeze::{self, Facts, Writing},
     maps, plugins,
     plugins::Event,
@@ -22,7 +23,7 @@ use core::{
     cell::UnsafeCell,
     ffi::{c_int, c_void},
     mem::ManuallyDrop,
-    sync::atomic::{AtomicI32, AtomicU32, Ordering::*},
+    sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::*},
 };
 use slackwater_image::meta;
 use slackwater_protocol::message::{FromProcess, RoundKind, ToProcess};
@@ -41,6 +42,12 @@ static NOTE: Note = Note(UnsafeCell::new(RestartInfo::ZERO));
 static FINISHED: AtomicU32 = AtomicU32::new(0);
 static LAST_RESULT: AtomicI32 = AtomicI32::new(0);
 static THREAD: AtomicI32 = AtomicI32::new(0);
+static MEMBER: AtomicU64 = AtomicU64::new(0);
+
+/// Number of this process in the computation; 0: it has not joined yet.
+pub fn member() -> u64 {
+    MEMBER.load(Relaxed)
+}
 
 /// Is the caller the checkpoint thread?
 pub fn is_checkpoint_thread() -> bool {
@@ -128,6 +135,7 @@ impl Keeper {
     /// For the checkpoint thread of a process that has joined as `member`.
     pub fn new(member: u64) -> Self {
         THREAD.store(sys::gettid(), Relaxed);
+        MEMBER.store(member, Relaxed);
         Self { member, generation: 0, writing: None }
     }
 
@@ -207,13 +215,20 @@ impl Keeper {
             fail(e)?;
         }
         let (since, before) = (sys::now_ns(), restarts());
+        if let Err(reason) = gate::hold(STOP_DEADLINE_NS) {
+            return fail(reason);
+        }
         let stopped = match stop::stop(STOP_DEADLINE_NS) {
             Ok(s) => s,
-            Err(reason) => return fail(reason),
+            Err(reason) => {
+                gate::release();
+                return fail(reason);
+            }
         };
         let result = self.stopped(generation, &stopped);
         // `stopped` has taken the plugins through RESUME, or this is a restarted process.
         stop::resume();
+        gate::release();
         // In a restored process the clock of the other history says nothing.
         let stopped_us = if restarts() == before { (sys::now_ns() - since) / 1000 } else { 0 };
         result?;
@@ -348,6 +363,7 @@ impl Keeper {
         _ = unsafe { sc!(munmap, note.blob[0], note.blob[1] - note.blob[0]) };
         self.writing = None;
         self.member = note.member;
+        MEMBER.store(note.member, Relaxed);
         crate::init::adopt(note)?;
         finished(1);
         let generation = note.generation;

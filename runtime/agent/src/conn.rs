@@ -12,7 +12,7 @@ use alloc::{
 };
 use core::{
     cell::UnsafeCell,
-    sync::atomic::{AtomicBool, Ordering::*},
+    sync::atomic::{AtomicBool, AtomicI32, Ordering::*},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use slackwater_protocol::{
@@ -40,6 +40,7 @@ pub fn move_high(fd: i32) -> sys::Result<i32> {
             Ok(new) => {
                 // SAFETY: ours.
                 _ = unsafe { sc!(close, fd) };
+                own(new as i32);
                 return Ok(new as i32);
             }
             Err(Errno::EMFILE | Errno::EINVAL) if from > 64 => from /= 2,
@@ -209,18 +210,52 @@ pub fn descriptor() -> Option<i32> {
     locked(|c| c.as_ref().map(Connection::fd))
 }
 
-/// After fork, in the child: whoever held the lock is not here. The parent's connection is closed.
-#[expect(dead_code, reason = "following is built next")]
-pub fn after_fork() {
+/// Before fork: no other thread is in the middle of a message.
+pub fn lock() {
+    while SHARED.lock.compare_exchange_weak(false, true, Acquire, Relaxed).is_err() {
+        core::hint::spin_loop();
+    }
+}
+
+/// After it, in parent and child.
+pub fn unlock() {
     SHARED.lock.store(false, Release);
-    locked(|c| {
-        if let Some(c) = c.take()
-            && c.alive()
-        {
+}
+
+/// After fork, in the child: the parent's connection and its other descriptors are closed.
+pub fn after_fork() {
+    locked(drop_connection);
+    for slot in &HIGH {
+        let fd = slot.swap(0, Relaxed);
+        if fd > 0 {
+            // SAFETY: the child's copy of a descriptor of ours.
+            _ = unsafe { sc!(close, fd) };
+        }
+    }
+}
+
+fn drop_connection(slot: &mut Option<Connection>) {
+    if let Some(c) = slot.take() {
+        disown(c.fd);
+        if c.alive() {
             // SAFETY: the child's copy of a descriptor of ours.
             _ = unsafe { sc!(close, c.fd) };
         }
-    });
+    }
+}
+
+/// Descriptors that [`move_high`] made and nobody has closed since; 0: free place.
+static HIGH: [AtomicI32; 64] = [const { AtomicI32::new(0) }; 64];
+
+fn own(fd: i32) {
+    _ = HIGH.iter().find(|slot| slot.compare_exchange(0, fd, Relaxed, Relaxed).is_ok());
+}
+
+/// The descriptor is closed, or not ours any more.
+pub fn disown(fd: i32) {
+    for slot in &HIGH {
+        _ = slot.compare_exchange(fd, 0, Relaxed, Relaxed);
+    }
 }
 
 /// Waits until the connection, or `other`, is readable: (connection, other).

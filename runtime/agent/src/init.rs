@@ -5,7 +5,7 @@
 use crate::{
     arena, checkpoint, conn,
     conn::Connection,
-    guard, libc_facts, stop,
+    follow, guard, libc_facts, stop,
     sys::{self, complain},
 };
 use alloc::{
@@ -30,7 +30,6 @@ pub struct Config {
     /// Coordinator, `IP:PORT`.
     pub address: String,
     /// Checkpoint folder.
-    #[expect(dead_code, reason = "following is built next")]
     pub folder: String,
     /// The computation's secret.
     pub secret: Secret,
@@ -77,6 +76,8 @@ unsafe extern "C" fn constructor(_argc: c_int, _argv: *const *const c_char, envp
         unsafe { (variable(envp, names::ENV_ADDR), variable(envp, names::ENV_DIR), variable(envp, names::ENV_TOKEN)) };
     let (Some(address), Some(folder)) = (address, folder) else { return };
     libc_facts::probe();
+    // SAFETY: the loader's arguments.
+    follow::env::remember(unsafe { variable(envp, names::ENV_PLUGINS) });
     guard::install();
     let result = read_secret(folder).and_then(|secret| {
         let config = Config { address: address.to_string(), folder: folder.to_string(), secret };

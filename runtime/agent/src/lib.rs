@@ -19,6 +19,7 @@ mod arena;
 mod checkpoint;
 mod conn;
 mod descriptors;
+mod follow;
 mod freeze;
 mod guard;
 mod init;

@@ -22,7 +22,6 @@ const ABI: u32 = 1;
 /// `enum slackwater_event`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
-#[expect(dead_code, reason = "following is built next")]
 pub enum Event {
     /// The program still runs.
     Presuspend = 0,
@@ -182,9 +181,15 @@ pub fn protected() -> Vec<i32> {
     with(|s| s.protected.clone())
 }
 
-/// After fork, in the child: nobody else can hold the lock any more.
-#[expect(dead_code, reason = "following is built next")]
-pub fn after_fork() {
+/// Before fork: no other thread is in the middle of a change.
+pub fn lock() {
+    while SHARED.lock.compare_exchange_weak(false, true, Acquire, Relaxed).is_err() {
+        core::hint::spin_loop();
+    }
+}
+
+/// After it, in parent and child.
+pub fn unlock() {
     SHARED.lock.store(false, Release);
 }
 

@@ -305,6 +305,11 @@ fn give_up(reason: String) -> String {
     reason
 }
 
+/// In the child of a fork: this thread is the only one, and nobody stops it.
+pub fn after_fork() {
+    STOP.store(0, Release);
+}
+
 /// Lets the threads go.
 pub fn resume() {
     STOP.store(0, Release);

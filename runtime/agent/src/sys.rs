@@ -76,6 +76,7 @@ pub struct Fd(pub i32);
 
 impl Drop for Fd {
     fn drop(&mut self) {
+        crate::conn::disown(self.0);
         // SAFETY: ours.
         _ = unsafe { sc!(close, self.0) };
     }

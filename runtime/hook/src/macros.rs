@@ -21,7 +21,7 @@
 macro_rules! hook {
     ($( $(#[$m:meta])* unsafe fn $name:ident $([$version:literal])? ($($a:ident : $t:ty),* $(,)?) $(-> $r:ty)? $body:block )*) => {
         /// The next definitions of the wrapped functions.
-        #[allow(unsafe_code, dead_code, clippy::missing_safety_doc, clippy::too_many_arguments)]
+        #[allow(unsafe_code, dead_code, non_snake_case, clippy::missing_safety_doc, clippy::too_many_arguments)]
         pub mod real {
             #[allow(unused_imports)]
             use super::*;

@@ -1,0 +1,65 @@
+//! Following: whatever the program forks, spawns or becomes is part of the computation.
+//!
+//! A *birth* (a fork, a spawn, an exec) is announced to the coordinator before it happens, so that no generation passes it
+//! by, and it never overlaps with the stopping of threads ([`gate`]): a checkpoint that is asked for in the middle of one
+//! is taken right after it. Environment variables carry the agent over exec, cleared environments included ([`env`]); a
+//! program that cannot take the agent in (static, set-uid) runs outside, with one line on stderr ([`target`]).
+//!
+//! Rules: between [`gate::Birth::enter`] and its end the thread is not stopped and takes no signals, so the arena and the
+//! connection may be used; while the C library's own function runs, the signal mask is the program's. errno is the C
+//! library's when a wrapper returns.
+pub mod env;
+pub mod exec;
+pub mod fork;
+pub mod gate;
+pub mod shell;
+pub mod spawn;
+pub mod target;
+
+use crate::{conn, sys};
+use alloc::format;
+use core::ffi::CStr;
+use slackwater_protocol::message::FromProcess;
+use target::Target;
+
+/// Is this process part of a computation?
+fn connected() -> bool {
+    conn::descriptor().is_some()
+}
+
+/// A random number, not 0.
+fn token() -> u64 {
+    let mut bytes = [0; 8];
+    sys::random(&mut bytes);
+    u64::from_ne_bytes(bytes) | 1
+}
+
+/// Tells the coordinator. False: it is gone; births go on without it.
+fn say(message: &FromProcess) -> bool {
+    conn::with(|c| c.send(message)).is_ok()
+}
+
+/// May the program at `path` be announced? If it cannot take the agent in, says so.
+fn will_join(path: Option<&CStr>) -> bool {
+    match path.map_or(Target::Unknown, target::examine) {
+        Target::Inside | Target::Unknown => true,
+        Target::Outside(why) => {
+            let path = path.unwrap_or_default().to_string_lossy();
+            sys::complain(&format!(
+                "{path} {why}: it runs outside the computation, and will not be in its checkpoints"
+            ));
+            false
+        }
+    }
+}
+
+/// The program's errno, over what we do ourselves (raw system calls leave it alone, plugins' hooks may not).
+fn keep_errno<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: this thread's own errno.
+    unsafe {
+        let errno = *libc::__errno_location();
+        let r = f();
+        *libc::__errno_location() = errno;
+        r
+    }
+}
