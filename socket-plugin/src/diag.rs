@@ -50,17 +50,20 @@ impl Diag {
         sys::socket(libc::AF_NETLINK, libc::SOCK_RAW, 4 /* NETLINK_SOCK_DIAG */).map(Self)
     }
 
-    // Sends one request, gives the answer's payload; None: no such socket.
-    fn ask(&self, kind: u16, body: &[u8]) -> Result<Option<Vec<u8>>> {
+    fn send(&self, kind: u16, flags: u16, body: &[u8]) -> Result<()> {
         let mut request = Vec::with_capacity(16 + body.len());
         request.extend_from_slice(&(16 + body.len() as u32).to_ne_bytes());
         request.extend_from_slice(&kind.to_ne_bytes());
-        // NLM_F_REQUEST 1, NLM_F_ACK 4.
-        let flags = if kind == SOCK_DESTROY { 5u16 } else { 1 };
         request.extend_from_slice(&flags.to_ne_bytes());
         request.extend_from_slice(&[0; 8]);
         request.extend_from_slice(body);
-        sys::write(self.0.0, &request)?;
+        sys::write(self.0.0, &request).map(|_| ())
+    }
+
+    // Sends one request, gives the answer's payload; None: no such socket.
+    fn ask(&self, kind: u16, body: &[u8]) -> Result<Option<Vec<u8>>> {
+        // NLM_F_REQUEST 1, NLM_F_ACK 4.
+        self.send(kind, if kind == SOCK_DESTROY { 5 } else { 1 }, body)?;
         let mut answer = vec![0u8; 16 * 1024];
         let n = sys::read(self.0.0, &mut answer)?;
         answer.truncate(n);
@@ -128,6 +131,47 @@ impl Diag {
             && let Some(body) = tcp_request(local, peer)
         {
             self.ask(SOCK_DESTROY, &body)?;
+        }
+        Ok(())
+    }
+}
+
+impl Diag {
+    /// Ends what is left of connections from this local port that no program holds any more. Needs CAP_NET_ADMIN; without it
+    /// nothing happens.
+    pub fn forget_port(&self, port: u16) -> Result<()> {
+        let mut left: Vec<Vec<u8>> = Vec::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            // All in FIN_WAIT1 4, FIN_WAIT2 5, TIME_WAIT 6, LAST_ACK 9, CLOSING 11.
+            let mut body = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
+            body.extend_from_slice(&(1u32 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11).to_ne_bytes());
+            body.extend_from_slice(&port.to_be_bytes());
+            body.resize(56, 0);
+            // NLM_F_REQUEST and NLM_F_DUMP.
+            self.send(SOCK_DIAG_BY_FAMILY, 0x301, &body)?;
+            let mut answer = vec![0u8; 64 * 1024];
+            'dump: loop {
+                let n = sys::read(self.0.0, &mut answer)?;
+                let mut at = 0;
+                while at + 16 <= n {
+                    let length = u32_at(&answer, at) as usize;
+                    if u16_at(&answer, at + 4) != SOCK_DIAG_BY_FAMILY || length < 16 + 72 || at + length > n {
+                        break 'dump;
+                    }
+                    let message = &answer[at + 16..at + length];
+                    // No inode: no program holds it. The answer's id (48 bytes from 4 on) is the request's.
+                    if u32_at(message, 68) == 0 {
+                        let mut one = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
+                        one.extend_from_slice(&u32::MAX.to_ne_bytes());
+                        one.extend_from_slice(&message[4..52]);
+                        left.push(one);
+                    }
+                    at += length.next_multiple_of(4);
+                }
+            }
+        }
+        for one in left {
+            self.ask(SOCK_DESTROY, &one)?;
         }
         Ok(())
     }

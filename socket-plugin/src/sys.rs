@@ -36,6 +36,7 @@ impl fmt::Display for Errno {
             libc::EMFILE => "EMFILE: too many open files",
             libc::ENOTTY => "ENOTTY: inappropriate ioctl",
             libc::ENOSPC => "ENOSPC: no space left",
+            libc::EFBIG => "EFBIG: too large for an image",
             libc::EPIPE => "EPIPE: broken pipe",
             libc::ENOSYS => "ENOSYS: not in this kernel",
             libc::EOPNOTSUPP => "EOPNOTSUPP: not supported",

@@ -169,7 +169,7 @@ pub struct File {
     pub mode: u32,
     /// Modification time, nanoseconds since the epoch.
     pub mtime_ns: i64,
-    /// What was in it: of files without a name, and of files in volatile memory (tmpfs under /dev/shm).
+    /// What was in it: of files without a name, and of small ones in places that do not last (/dev/shm, /tmp).
     pub contents: Option<Contents>,
 }
 

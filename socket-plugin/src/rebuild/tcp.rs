@@ -39,6 +39,15 @@ fn elsewhere(address: &[u8]) -> Vec<u8> {
 /// Binds to the old address, or near it, and says so.
 pub fn bind(w: &mut Work<'_>, i: usize, fd: i32, address: &[u8]) -> Result<()> {
     let Err(first) = os::bind(fd, address) else { return Ok(()) };
+    // Connections of that port may stand in TIME_WAIT, since the computation was killed a moment ago.
+    if first.raw_os_error() == Some(libc::EADDRINUSE)
+        && let Ok(diag) = crate::diag::Diag::new()
+        && let Some(port) = Endpoint::parse(address).map(|e| e.port)
+        && diag.forget_port(port).is_ok()
+        && os::bind(fd, address).is_ok()
+    {
+        return Ok(());
+    }
     // The address is not this host's: the old port on loopback; the port is taken: any other.
     let mut same_port = elsewhere(address);
     same_port[2..4].copy_from_slice(&address[2..4]);

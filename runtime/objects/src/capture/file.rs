@@ -4,12 +4,14 @@ use alloc::{format, vec, vec::Vec};
 use slackwater_socket::sys;
 
 use super::{CaptureError, Result};
-use crate::model::{Contents, File, Kind, Memfd};
+use crate::model::{Contents, File, Kind, Lock, LockClass, Memfd};
 
 /// A file without a name is saved in the image up to this many bytes (holes do not count).
 const NAMELESS_LIMIT: u64 = 1 << 30;
-/// A file in /dev/shm is saved too, so that it can be made again, up to this many bytes.
-const VOLATILE_LIMIT: u64 = 64 << 20;
+/// Files in places that do not last are saved too, so that they can be made again, up to so many bytes: shared memory, and
+/// what programs keep in session directories.
+const VOLATILE: [(&[u8], u64); 4] =
+    [(b"/dev/shm/", 64 << 20), (b"/tmp/", 4 << 20), (b"/var/tmp/", 4 << 20), (b"/run/", 4 << 20)];
 
 const DELETED: &[u8] = b" (deleted)";
 const MQUEUE_MAGIC: i64 = 0x1980_0202;
@@ -62,64 +64,95 @@ pub fn regular(fd: i32, st: &libc::stat, link: Vec<u8>) -> Result<Kind> {
 }
 
 /// Takes the bytes of a file that a restart may have to make again.
-pub fn contents(fd: i32, file: &mut File) -> Result<()> {
-    let volatile = file.path.starts_with(b"/dev/shm/") && !file.deleted;
-    if !(file.deleted || (volatile && file.size <= VOLATILE_LIMIT)) {
+///
+/// Rule: closing *any* descriptor of a file drops the process's POSIX locks on it (fcntl(2)), and opening one may break a lease;
+/// so a file with locks is read through the program's own descriptor, by pread(2), which moves no offset.
+pub fn contents(fd: i32, flags: i32, locks: &[Lock], file: &mut File) -> Result<()> {
+    let volatile =
+        !file.deleted && VOLATILE.iter().any(|(place, limit)| file.path.starts_with(place) && file.size <= *limit);
+    if !(file.deleted || volatile) {
         return Ok(());
     }
-    // Through a description of our own: the program's may be write-only, and SEEK_DATA would move its offset.
-    let own = match sys::open(&sys::proc_path("/proc/self/fd/", fd), libc::O_RDONLY) {
-        Ok(own) => own,
-        Err(_) if volatile => return Ok(()),
+    let delicate = locks.iter().any(|lock| matches!(lock.class, LockClass::Posix | LockClass::Lease));
+    let taken = if delicate {
+        if flags & libc::O_ACCMODE == libc::O_WRONLY { Err(sys::Errno(libc::EACCES)) } else { all_of(fd, file.size) }
+    } else {
+        sys::open(&sys::proc_path("/proc/self/fd/", fd), libc::O_RDONLY).and_then(|own| extents(own.0, file.size))
+    };
+    match taken {
+        Ok(contents) => file.contents = Some(contents),
+        // It has a name, by which a restart finds it, if it lasts.
+        Err(_) if volatile => {}
         Err(e) => {
             return Err(CaptureError::new(
                 fd,
-                format!(
-                    "{} was deleted while open, and reading it for the image failed with {e}",
-                    sys::lossy(&file.path)
-                ),
+                format!("{} was deleted while open, and reading it for the image failed: {e}", sys::lossy(&file.path)),
             ));
         }
-    };
+    }
+    Ok(())
+}
+
+// By holes: for a description of our own, whose offset may move.
+fn extents(own: i32, size: u64) -> sys::Result<Contents> {
     let mut out = Contents::default();
-    let mut total = 0;
-    let mut at = 0u64;
-    while at < file.size {
-        let data = match sys::lseek(own.0, at as i64, libc::SEEK_DATA) {
+    let (mut total, mut at) = (0, 0);
+    while at < size {
+        let data = match sys::lseek(own, at as i64, libc::SEEK_DATA) {
             Ok(data) => data as u64,
             Err(sys::Errno(libc::ENXIO)) => break,
             // A file system without holes.
             Err(_) => at,
         };
-        let end = sys::lseek(own.0, data as i64, libc::SEEK_HOLE).map_or(file.size, |end| end as u64).min(file.size);
+        let end = sys::lseek(own, data as i64, libc::SEEK_HOLE).map_or(size, |end| end as u64).min(size);
         total += end.saturating_sub(data);
         if total > NAMELESS_LIMIT {
-            return Err(CaptureError::new(
-                fd,
-                format!(
-                    "{} was deleted while open and holds over {NAMELESS_LIMIT} bytes, too many for the image",
-                    sys::lossy(&file.path)
-                ),
-            ));
+            return Err(sys::Errno(libc::EFBIG));
         }
-        let mut bytes = vec![0u8; end.saturating_sub(data) as usize];
-        let mut got = 0;
-        while got < bytes.len() {
-            match sys::pread(own.0, &mut bytes[got..], data + got as u64) {
-                Ok(0) => break,
-                Ok(n) => got += n,
-                Err(e) => return Err(CaptureError::call(fd, "reading a deleted file", e)),
-            }
-        }
-        bytes.truncate(got);
+        let bytes = part(own, data, end.saturating_sub(data) as usize)?;
         out.extents.push((data, bytes));
         if end <= at {
             break;
         }
         at = end;
     }
-    file.contents = Some(out);
-    Ok(())
+    Ok(out)
+}
+
+// Without moving the offset: blocks of zeros are taken for holes.
+fn all_of(fd: i32, size: u64) -> sys::Result<Contents> {
+    const BLOCK: usize = 1 << 20;
+    if size > NAMELESS_LIMIT {
+        return Err(sys::Errno(libc::EFBIG));
+    }
+    let mut out = Contents::default();
+    let mut at = 0;
+    while at < size {
+        let bytes = part(fd, at, BLOCK.min((size - at) as usize))?;
+        if bytes.is_empty() {
+            break;
+        }
+        let next = at + bytes.len() as u64;
+        if bytes.iter().any(|&b| b != 0) {
+            out.extents.push((at, bytes));
+        }
+        at = next;
+    }
+    Ok(out)
+}
+
+// Up to `length` bytes at `offset`; fewer at the end of the file.
+fn part(fd: i32, offset: u64, length: usize) -> sys::Result<Vec<u8>> {
+    let mut bytes = vec![0u8; length];
+    let mut got = 0;
+    while got < length {
+        match sys::pread(fd, &mut bytes[got..], offset + got as u64)? {
+            0 => break,
+            n => got += n,
+        }
+    }
+    bytes.truncate(got);
+    Ok(bytes)
 }
 
 /// A directory.

@@ -149,7 +149,7 @@ pub fn fill(table: &mut Table) -> Result<()> {
         if !saved.contains(&key) {
             match &mut open.kind {
                 Kind::File(file) => {
-                    file::contents(fd, file)?;
+                    file::contents(fd, open.flags, &open.locks, file)?;
                     if file.contents.is_some() {
                         saved.push(key);
                     }

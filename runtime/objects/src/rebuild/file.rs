@@ -112,6 +112,7 @@ pub fn named(p: &mut Prepared<'_>, id: Id, file: &File, flags: i32) -> Result<i3
     let fd = match opened {
         Ok(fd) => fd,
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) && file.contents.is_some() && policy != Files::Fail => {
+            parents(&path).map_err(|e| error(format!("making the folder of {}", show(&path)), Some(e)))?;
             let made = os::open(&path, libc::O_RDWR | libc::O_CREAT | libc::O_EXCL, 0o600)
                 .map_err(|e| error(format!("making {} again", show(&path)), Some(e)))?;
             fill(made, file, file.contents.as_ref()).map_err(|e| error(format!("writing {}", show(&path)), Some(e)))?;
@@ -168,6 +169,13 @@ pub fn directory(p: &mut Prepared<'_>, id: Id, path: &[u8], offset: i64, deleted
         os::seek(fd, offset).map_err(|e| p.error(id, format!("setting the offset in {}", show(&mapped)), e))?;
     }
     Ok(fd)
+}
+
+/// Makes the folders above a path, for the user alone.
+pub fn parents(path: &[u8]) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    let path = Path::new(std::ffi::OsStr::from_bytes(path));
+    path.parent().map_or(Ok(()), |folder| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder))
 }
 
 /// A path for people.

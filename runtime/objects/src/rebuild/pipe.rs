@@ -43,6 +43,15 @@ pub fn all(p: &mut Prepared<'_>) -> Result<()> {
     for ends in inodes.into_values() {
         let lead = ends.groups[0];
         let Kind::Pipe(pipe) = p.open(lead).kind.clone() else { continue };
+        // A FIFO that waits for its first writer must not see one come and go.
+        if let Some(path) = &pipe.path
+            && ends.unread.is_empty()
+            && !ends.writer
+            && !ends.hangup
+        {
+            waiting(p, &ends, path, pipe.capacity).map_err(|e| p.error(lead, "opening a FIFO", e))?;
+            continue;
+        }
         let whole = ends.reader && ends.writer;
         let leads_out = !whole && !ends.hangup && pipe.path.is_none();
         if leads_out {
@@ -53,6 +62,26 @@ pub fn all(p: &mut Prepared<'_>) -> Result<()> {
             }
         }
         make(p, &ends, &pipe).map_err(|e| p.error(lead, "making a pipe", e))?;
+    }
+    Ok(())
+}
+
+fn waiting(p: &mut Prepared<'_>, ends: &Ends, path: &[u8], capacity: u32) -> io::Result<()> {
+    let path = p.options.map(path);
+    for &group in &ends.groups {
+        // The installer takes O_NONBLOCK off again.
+        let open = || os::open(&path, libc::O_RDONLY | libc::O_NONBLOCK, 0);
+        let fd = match open() {
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {
+                super::file::parents(&path)?;
+                os::make_fifo(&path, 0o600)?;
+                open()?
+            }
+            other => other?,
+        };
+        let fd = os::raise(fd, p.base)?;
+        let _ = os::fcntl(fd, libc::F_SETPIPE_SZ, capacity as i32);
+        p.made.insert(group, fd);
     }
     Ok(())
 }
@@ -68,6 +97,7 @@ fn make(p: &mut Prepared<'_>, ends: &Ends, pipe: &Pipe) -> io::Result<()> {
             let path = p.options.map(path);
             let both = match os::open(&path, libc::O_RDWR | libc::O_NONBLOCK, 0) {
                 Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {
+                    super::file::parents(&path)?;
                     os::make_fifo(&path, 0o600)?;
                     os::open(&path, libc::O_RDWR | libc::O_NONBLOCK, 0)?
                 }

@@ -1,5 +1,11 @@
 //! Files, directories, devices, locks.
+use slackwater_objects::rebuild::{Files, Options};
+
 use super::harness::*;
+
+fn cwd(name: &str) -> Vec<u8> {
+    std::env::current_dir().expect("cwd").join(name).into_os_string().into_encoded_bytes()
+}
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -106,6 +112,80 @@ pub fn cases() -> Vec<Case> {
                 std::fs::remove_file(name).expect("remove");
             },
         ),
+        Case {
+            check_original: false,
+            options: || Options { files: Files::Restore, ..Options::default() },
+            ..Case::new(
+                "policy-restore-cuts-back",
+                || {
+                    std::fs::write("log", vec![b'x'; 5 << 20]).expect("write");
+                    at_number(open("log", libc::O_WRONLY | libc::O_APPEND), 10);
+                },
+                |_| {
+                    write_all(10, b"!");
+                    assert_eq!(std::fs::metadata("log").expect("stat").len(), (5 << 20) + 1);
+                },
+            )
+        }
+        .between(|| {
+            std::io::Write::write_all(
+                &mut std::fs::OpenOptions::new().append(true).open("log").expect("open"),
+                b"later",
+            )
+            .expect("write");
+        }),
+        Case {
+            check_original: false,
+            options: || Options { files: Files::Fail, ..Options::default() },
+            prepare_fails: Some("has changed since the checkpoint"),
+            ..Case::new(
+                "policy-fail",
+                || {
+                    std::fs::write("changing", b"before").expect("write");
+                    at_number(open("changing", libc::O_RDONLY), 10);
+                },
+                |_| {},
+            )
+        }
+        .between(|| std::fs::write("changing", b"afterwards").expect("write")),
+        Case {
+            check_original: false,
+            options: || Options { map_path: vec![(cwd("old-place"), cwd("new-place"))], ..Options::default() },
+            again: false,
+            ..Case::new(
+                "map-path",
+                || {
+                    std::fs::create_dir("old-place").expect("mkdir");
+                    std::fs::write("old-place/f", b"moved").expect("write");
+                    at_number(open("old-place/f", libc::O_RDONLY), 10);
+                },
+                |_| assert_eq!(read_some(10, 5), b"moved"),
+            )
+        }
+        .between(|| std::fs::rename("old-place", "new-place").expect("rename")),
+        Case {
+            check_original: false,
+            // The file's folder goes with the computation; see `check`.
+            ..Case::new(
+                "session-directory-gone",
+                || {
+                    std::fs::create_dir_all("session/0").expect("mkdir");
+                    let path = std::env::current_dir().expect("cwd").join("session/0/contact.txt");
+                    at_number(open(path.to_str().expect("utf-8"), libc::O_RDWR | libc::O_CREAT), 10);
+                    write_all(10, b"uri");
+                    let fifo = std::ffi::CString::new("session/0/fifo").expect("path");
+                    assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
+                    at_number(open("session/0/fifo", libc::O_RDONLY | libc::O_NONBLOCK), 11);
+                },
+                |_| {
+                    assert_eq!(std::fs::read_to_string("session/0/contact.txt").expect("read"), "uri");
+                    assert_eq!(offset(10), 3);
+                    write_all(open("session/0/fifo", libc::O_WRONLY), b"go");
+                    assert_eq!(read_some(11, 2), b"go");
+                },
+            )
+        }
+        .between(|| std::fs::remove_dir_all("session").expect("remove")),
         Case::new(
             "directory",
             || {
@@ -137,7 +217,7 @@ pub fn cases() -> Vec<Case> {
             },
         ),
         Case {
-            check_original: false,
+            // The capture must not drop locks, either: closing any descriptor of a file would.
             ..Case::new(
                 "locks",
                 || {

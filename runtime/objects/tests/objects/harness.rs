@@ -25,6 +25,10 @@ pub struct Case {
     pub options: fn() -> Options,
     /// Whether a capture of the rebuilt process must find the same.
     pub again: bool,
+    /// Happens after the capture, before the rebuild.
+    pub between: fn(),
+    /// Message with which the rebuild has to fail.
+    pub prepare_fails: Option<&'static str>,
 }
 
 impl Case {
@@ -40,7 +44,14 @@ impl Case {
             warned: None,
             options: Options::default,
             again: true,
+            between: || {},
+            prepare_fails: None,
         }
+    }
+
+    pub const fn between(mut self, f: fn()) -> Self {
+        self.between = f;
+        self
     }
 
     pub const fn processes(mut self, n: usize) -> Self {
@@ -160,6 +171,7 @@ pub fn rebuild(case: &Case, path: &str) {
     let saved: Saved = postcard::from_bytes(&std::fs::read(path).expect("read")).expect("parse");
     let options = (case.options)();
     let computation = Computation { tables: &saved.0, shared: &saved.1, options: &options };
+    (case.between)();
     let prepared = prepare(&computation).unwrap_or_else(|e| panic!("prepare: {e}"));
     let go = harness_pipe(900);
     let done = harness_pipe(902);
@@ -177,7 +189,13 @@ pub fn rebuild(case: &Case, path: &str) {
         children.push(pid);
     }
     let prepared_warnings = prepared.warnings().to_vec();
-    let installed = prepared.install(10 + me as u64, &ours).unwrap_or_else(|e| panic!("install: {e}"));
+    let installed = prepared.install(10 + me as u64, &ours);
+    if let Some(expected) = case.prepare_fails {
+        let message = installed.expect_err("has to fail").to_string();
+        assert!(message.contains(expected), "{message}");
+        return;
+    }
+    let installed = installed.unwrap_or_else(|e| panic!("install: {e}"));
     assert!(installed.moved.is_empty());
     let warnings = [prepared_warnings, installed.warnings].concat();
     match case.warned {
@@ -271,6 +289,7 @@ fn plain(open: &Open) -> Open {
         Kind::File(f) => {
             // The files of the first half of the test are the runner's to change.
             f.mtime_ns = 0;
+            open.flags &= !libc::O_NOFOLLOW;
             if f.deleted {
                 f.path.clear();
             }

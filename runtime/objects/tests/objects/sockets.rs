@@ -397,6 +397,27 @@ fn tcp() -> Vec<Case> {
                 TcpStream::connect(listener.local_addr().expect("name")).expect("connect");
             },
         ),
+        Case::new(
+            "tcp-port-in-time-wait",
+            || {
+                // A server without SO_REUSEADDR, whose connection was closed by itself a moment ago.
+                let listener = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) };
+                assert_eq!(unsafe { libc::listen(listener, 5) }, 0);
+                let any: TcpListener = take(listener);
+                let port = any.local_addr().expect("name").port();
+                let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("connect");
+                drop(any.accept().expect("accept").0);
+                drop(client);
+                remember("time-wait", &[any.local_addr().expect("name")]);
+                put(any, 10);
+            },
+            |_| {
+                let listener: TcpListener = take(10);
+                let address = listener.local_addr().expect("name");
+                remembered("time-wait", &[address]);
+                TcpStream::connect((Ipv4Addr::LOCALHOST, address.port())).expect("connect");
+            },
+        ),
         Case {
             check_original: false,
             // It is a broken connection now.
