@@ -136,9 +136,18 @@ impl Computation {
     /// # Errors
     /// When it cannot be started.
     pub fn launch(&mut self, program: &[String]) -> Result<()> {
+        self.launch_with(&[], program)
+    }
+
+    /// As [`Computation::launch`], with options for `slackwater launch`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch_with(&mut self, options: &[&str], program: &[String]) -> Result<()> {
         let mut words = Vec::new();
         if self.kit.is_some() {
             words.extend(self.slackwater("launch")?);
+            words.extend(options.iter().map(|o| (*o).to_owned()));
         }
         let mut program = program.to_vec();
         if self.mode == Mode::User

@@ -1,6 +1,366 @@
 //! Cases that need more than a program and a scenario.
 use crate::Case;
+use anyhow::{Context as _, Result, bail, ensure};
+use slackwater_harness::{Computation, Mode, Program, in_guest, patience};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 
 pub fn all() -> Vec<Case> {
-    Vec::new()
+    let mut cases = vec![
+        with("exit-status", "quick", &[], exit_status),
+        with("terminal-signals", "quick", &[], terminal_signals),
+        with("standard-input", "quick", &[], standard_input),
+        with("status-and-kill", "quick", &["counter"], status_and_kill),
+        with("side-by-side", "normal", &["counter"], side_by_side),
+        with("older-generation", "normal", &["counter"], older_generation),
+        with("deleted-program", "normal", &["counter"], deleted_program),
+        with("replaced-program", "normal", &["counter"], replaced_program),
+        with("gdb-attaches", "normal", &["counter"], gdb_attaches),
+        with("damaged-image", "normal", &["counter"], damaged_image),
+        with("sparse-costs-nothing", "quick", &["sparse"], sparse_costs_nothing),
+        with("interval", "normal", &["counter"], interval),
+    ];
+    // A file system of our own is mounted: the guest is the place for it.
+    let mut disk = with("disk-full", "quick", &["counter"], disk_full);
+    disk.places = vec!["guest".into()];
+    cases.push(disk);
+    cases
+}
+
+fn with(name: &str, level: &str, programs: &'static [&'static str], run: fn() -> Result<()>) -> Case {
+    let mut case = Case::new(&format!("case::{name}"), level, run);
+    case.prepare = Box::new(|| programs.iter().try_for_each(|p| program(p).map(drop)));
+    case
+}
+
+/// The command of the test program `name`; `NAME-ARG` has an argument.
+fn program(name: &str) -> Result<Vec<String>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
+    let stem = name.split('-').next().unwrap_or(name);
+    let all = Program::all(&folder)?;
+    all.iter().find(|p| p.name == stem || p.name == name).with_context(|| format!("no program `{name}`"))?.command()
+}
+
+/// `launch` ends as the program does, signals included, and so does `restart`.
+fn exit_status() -> Result<()> {
+    use std::os::unix::process::ExitStatusExt as _;
+    for (script, code, signal) in
+        [("exit 0", Some(0), None), ("exit 42", Some(42), None), ("kill -TERM $$", None, Some(15))]
+    {
+        let mut computation = Computation::new(Mode::Pipe)?;
+        computation.launch(&["sh".into(), "-c".into(), script.into()])?;
+        let status = computation.wait_exit()?;
+        ensure!((status.code(), status.signal()) == (code, signal), "`{script}` under launch: {status}");
+    }
+    for (name, code) in [("Exit", 7), ("Exit", 0)] {
+        let mut computation = Computation::new(Mode::Pipe)?;
+        let script = format!(
+            "$|=1; print \"ready\\n\"; until (-e $ENV{{SW_STOP}}) {{ print \"beat\\n\"; select undef,undef,undef,0.02 }} print \"PASS\\n\"; exit {code}"
+        );
+        computation.launch(&["/usr/bin/perl".into(), "-e".into(), script])?;
+        computation.wait_line("beat")?;
+        computation.checkpoint(&[])?;
+        computation.sigkill_all()?;
+        computation.restart(None)?;
+        computation.wait_line("beat")?;
+        fs::write(computation.folder().join("stop"), "")?;
+        let status = computation.wait_exit()?;
+        ensure!(status.code() == Some(code), "{name} {code} under restart: {status}");
+    }
+    Ok(())
+}
+
+/// Ctrl-C at the terminal reaches the program: after launch, and after a restart.
+fn terminal_signals() -> Result<()> {
+    let script = "$|=1; $SIG{INT} = sub { print \"interrupted\\n\" }; print \"ready\\n\"; while (1) { print \"beat\\n\"; select undef,undef,undef,0.02 }";
+    let mut computation = Computation::new(Mode::Pty)?;
+    computation.launch(&["/usr/bin/perl".into(), "-e".into(), script.into()])?;
+    computation.wait_line("beat")?;
+    computation.type_in(b"\x03")?;
+    computation.wait_line("interrupted").context("Ctrl-C under launch")?;
+    computation.checkpoint(&[])?;
+    computation.sigkill_all()?;
+    computation.restart(None)?;
+    computation.wait_line("beat")?;
+    computation.type_in(b"\x03")?;
+    computation.wait_line("interrupted").context("Ctrl-C under restart")?;
+    Ok(())
+}
+
+/// What is written to the command's standard input reaches the program: after launch, and after a restart.
+fn standard_input() -> Result<()> {
+    let mut computation = Computation::new(Mode::Pipe)?;
+    let script = "$|=1; print \"ready\\n\"; while (<STDIN>) { print \"got $_\" }";
+    computation.launch(&["/usr/bin/perl".into(), "-e".into(), script.into()])?;
+    computation.wait_line("ready")?;
+    computation.type_in(b"one\n")?;
+    computation.wait_line("got one")?;
+    computation.checkpoint(&[])?;
+    computation.type_in(b"two\n")?;
+    computation.wait_line("got two")?;
+    computation.sigkill_all()?;
+    computation.restart(None)?;
+    computation.type_in(b"three\n")?;
+    let line = computation.wait_line("got")?;
+    ensure!(line == "got three", "after the restart: {line}");
+    Ok(())
+}
+
+/// `status --json` tells the truth, and `kill` ends all.
+fn status_and_kill() -> Result<()> {
+    let mut computation = Computation::new(Mode::Pipe)?;
+    computation.launch(&program("counter")?)?;
+    computation.wait_line("beat")?;
+    let status = computation.status()?;
+    ensure!(status.state == "running" && status.processes == 1 && status.generation.is_none(), "{status:?}");
+    let checkpoint = computation.checkpoint(&[])?;
+    ensure!(checkpoint.generation == 1, "the first generation is {}", checkpoint.generation);
+    let status = computation.status()?;
+    ensure!(status.generation == Some(1) && status.error.is_none() && status.threads == 1, "{status:?}");
+    let figures = status.last_checkpoint.context("no figures")?;
+    for phase in ["suspend", "quiesce", "snapshot", "resume", "save", "commit", "stopped", "total"] {
+        ensure!(figures[phase].as_f64().is_some_and(|ms| (0.0..60_000.0).contains(&ms)), "{phase}: {figures}");
+    }
+    let (killed, _, error) = computation.run("kill", &[])?;
+    ensure!(killed.success(), "kill: {error}");
+    let status = computation.wait_exit()?;
+    ensure!(!status.success(), "killed, but {status}");
+    let (status, _, error) = computation.run("checkpoint", &[])?;
+    ensure!(!status.success() && !error.is_empty(), "a checkpoint of nothing: {status} {error}");
+    Ok(())
+}
+
+/// Computations do not meet: each has its folder, and nothing else is configured. One killed leaves the others.
+fn side_by_side() -> Result<()> {
+    let mut all = (0..4).map(|_| Computation::new(Mode::Pipe)).collect::<Result<Vec<_>>>()?;
+    for computation in &mut all {
+        computation.launch(&program("counter")?)?;
+    }
+    for computation in &mut all {
+        computation.wait_line("beat")?;
+        computation.checkpoint(&[])?;
+    }
+    all[1].sigkill_all()?;
+    all[2].sigkill_all()?;
+    all[2].restart(None)?;
+    all[1].restart(None)?;
+    for computation in &mut all {
+        computation.wait_new_line("beat")?;
+        computation.checkpoint(&[])?;
+        computation.finish()?;
+    }
+    Ok(())
+}
+
+/// Each generation restarts, the newest by default.
+fn older_generation() -> Result<()> {
+    let mut computation = Computation::new(Mode::Pipe)?;
+    computation.launch(&program("counter")?)?;
+    let mut at = Vec::new();
+    for _ in 0..3 {
+        for _ in 0..4 {
+            computation.wait_new_line("beat")?;
+        }
+        let generation = computation.checkpoint(&[])?.generation;
+        at.push((generation, number(&computation.wait_new_line("beat")?)?));
+    }
+    for (generation, before) in [at[0], at[2], at[1]] {
+        computation.sigkill_all()?;
+        computation.restart(Some(generation))?;
+        let after = number(&computation.wait_line("beat")?)?;
+        ensure!(
+            (before - 3..=before + 1).contains(&after),
+            "generation {generation} was at {before}, its restart at {after}"
+        );
+    }
+    let (status, _, error) = computation.run("restart", &["--generation", "99"])?;
+    ensure!(!status.success() && error.contains("99"), "generation 99 is not there, but: {status} {error}");
+    computation.finish()
+}
+
+fn number(line: &str) -> Result<i64> {
+    line.rsplit(' ').next().and_then(|n| n.parse().ok()).with_context(|| format!("no number: {line}"))
+}
+
+/// A copy of the counter in the test's folder.
+fn copied(computation: &Computation) -> Result<String> {
+    let copy = computation.folder().join("the-program");
+    fs::copy(&program("counter")?[0], &copy)?;
+    Ok(copy.to_string_lossy().into_owned())
+}
+
+/// The executable is gone when the checkpoint is taken.
+fn deleted_program() -> Result<()> {
+    let mut computation = Computation::new(Mode::Pipe)?;
+    let copy = copied(&computation)?;
+    computation.launch(std::slice::from_ref(&copy))?;
+    computation.wait_line("beat")?;
+    fs::remove_file(&copy)?;
+    computation.checkpoint(&[])?;
+    computation.sigkill_all()?;
+    computation.restart(None)?;
+    computation.wait_line("beat")?;
+    computation.checkpoint(&[])?;
+    computation.finish()
+}
+
+/// The executable is another file when the restart comes: either it works with what was saved, or it says so in clear.
+fn replaced_program() -> Result<()> {
+    let mut computation = Computation::new(Mode::Pipe)?;
+    let copy = copied(&computation)?;
+    computation.launch(std::slice::from_ref(&copy))?;
+    computation.wait_line("beat")?;
+    computation.checkpoint(&[])?;
+    computation.sigkill_all()?;
+    fs::remove_file(&copy)?;
+    fs::copy("/bin/true", &copy)?;
+    computation.restart(None)?;
+    match computation.wait_line("beat") {
+        Ok(_) => computation.finish(),
+        Err(_) => {
+            let errors = computation.errors().map(|e| e.tail(20)).unwrap_or_default();
+            let status = computation.wait_exit()?;
+            ensure!(
+                !status.success() && errors.contains("the-program"),
+                "it neither runs nor says why: {status} {errors}"
+            );
+            Ok(())
+        }
+    }
+}
+
+/// gdb attaches to a restarted process, sees its symbols, and lets it go on.
+fn gdb_attaches() -> Result<()> {
+    let mut computation = Computation::new(Mode::Pipe)?;
+    computation.launch(&program("counter")?)?;
+    computation.wait_line("beat")?;
+    computation.checkpoint(&[])?;
+    computation.sigkill_all()?;
+    computation.restart(None)?;
+    computation.wait_line("beat")?;
+    // The program is the last of the tree: `slackwater restart` and the namespace's init come before it.
+    let tree = slackwater_harness::tree(computation.pid()?);
+    let pid = tree
+        .iter()
+        .copied()
+        .find(|pid| {
+            fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.to_string_lossy().contains("test-programs"))
+        })
+        .with_context(|| format!("no restarted program among {tree:?}"))?;
+    let limit = patience().as_secs().to_string();
+    let gdb = Command::new("timeout")
+        .args([
+            &limit,
+            "gdb",
+            "-nx",
+            "-batch",
+            "-ex",
+            "bt",
+            "-ex",
+            "info threads",
+            "-ex",
+            "detach",
+            "-p",
+            &pid.to_string(),
+        ])
+        .stdin(std::process::Stdio::null())
+        .output()?;
+    let text = String::from_utf8_lossy(&gdb.stdout);
+    ensure!(
+        gdb.status.success() && text.contains("main ("),
+        "gdb: {} {text} {}",
+        gdb.status,
+        String::from_utf8_lossy(&gdb.stderr)
+    );
+    computation.wait_new_line("beat").context("after gdb let it go")?;
+    computation.finish()
+}
+
+/// Whatever byte of an image is wrong, `restart` says so before it starts anything.
+fn damaged_image() -> Result<()> {
+    let mut computation = Computation::new(Mode::Pipe)?;
+    computation.launch(&program("counter")?)?;
+    computation.wait_line("beat")?;
+    let checkpoint = computation.checkpoint(&[])?;
+    computation.sigkill_all()?;
+    let image = fs::read_dir(&checkpoint.path)?
+        .filter_map(|e| e.ok().map(|e| e.path()))
+        .find(|p| p.extension().is_some_and(|e| e == "image"))
+        .context("no image in the generation's folder")?;
+    let sound = fs::read(&image)?;
+    for i in 0..25_usize {
+        let mut damaged = sound.clone();
+        let at = i * 7919 * 101 % sound.len();
+        if i % 5 == 4 {
+            damaged.truncate(at);
+        } else {
+            damaged[at] ^= 1 << (i % 8);
+        }
+        fs::write(&image, &damaged)?;
+        let (status, out, error) = computation.run("restart", &[])?;
+        if status.success() || !error.contains("image") || out.contains("beat") {
+            bail!("damaged at {at} of {}: {status}, says: {error}{out}", sound.len());
+        }
+    }
+    fs::write(&image, &sound)?;
+    computation.restart(None)?;
+    computation.wait_line("beat").context("the sound image")?;
+    computation.finish()
+}
+
+/// Two reservations of up to 1 TiB, of which a hundred pages are used.
+fn sparse_costs_nothing() -> Result<()> {
+    let mut computation = Computation::new(Mode::Pipe)?;
+    computation.launch(&program("sparse")?)?;
+    computation.wait_line("beat")?;
+    let checkpoint = computation.checkpoint(&[])?;
+    let bytes: u64 = fs::read_dir(&checkpoint.path)?.filter_map(|e| e.ok()?.metadata().ok()).map(|m| m.len()).sum();
+    ensure!(bytes < 4 << 20, "the generation has {bytes} bytes");
+    computation.finish()
+}
+
+/// `--interval` takes checkpoints by itself.
+fn interval() -> Result<()> {
+    let mut computation = Computation::new(Mode::Pipe)?;
+    computation.launch_with(&["--interval", "0.2"], &program("counter")?)?;
+    for _ in 0..40 {
+        computation.wait_new_line("beat")?;
+        if computation.status()?.generation.is_some_and(|g| g >= 3) {
+            computation.sigkill_all()?;
+            computation.restart(None)?;
+            computation.wait_line("beat")?;
+            return computation.finish();
+        }
+    }
+    bail!("no third generation in 40 beats of 50 ms, at an interval of 0.2 s")
+}
+
+/// The disk is full: that checkpoint fails, the program runs on, and the generation before restarts.
+fn disk_full() -> Result<()> {
+    ensure!(in_guest(), "this case mounts");
+    let mut computation = Computation::new(Mode::Pipe)?;
+    let dir = computation.dir();
+    fs::create_dir(&dir)?;
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs"]).arg(&dir).status()?;
+    ensure!(mount.success(), "mount: {mount}");
+    computation.launch(&program("counter")?)?;
+    computation.wait_line("beat")?;
+    computation.checkpoint(&[])?;
+    let filler = dir.join("filler");
+    let full = fs::write(&filler, vec![1; 8 << 20]);
+    ensure!(full.is_err(), "4 MiB hold 8");
+    let (status, _, error) = computation.run("checkpoint", &[])?;
+    ensure!(!status.success() && error.contains("space"), "the disk is full, but: {status} {error}");
+    computation.wait_new_line("beat").context("the program runs on")?;
+    ensure!(computation.status()?.generation == Some(1), "{:?}", computation.status()?);
+    computation.sigkill_all()?;
+    computation.restart(None)?;
+    computation.wait_line("beat").context("the generation before")?;
+    fs::remove_file(&filler)?;
+    computation.checkpoint(&[]).context("there is room again")?;
+    computation.finish()?;
+    // The coordinator ends with its last process; until then the folder is in use.
+    ensure!(Command::new("umount").arg("-l").arg(&dir).status()?.success(), "umount");
+    Ok(())
 }
