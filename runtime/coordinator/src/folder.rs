@@ -20,7 +20,12 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
+
+/// How long a coordinator that ends may hold the lock before the folder counts as in use.
+const LEAVING: Duration = Duration::from_secs(2);
 
 /// What may go wrong with the folder.
 #[derive(Debug, thiserror::Error)]
@@ -86,10 +91,16 @@ pub fn claim(dir: &Path) -> Result<Claim, FolderError> {
     let lock_path = dir.join(names::FILE_LOCK);
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
     let lock = rustix::fs::open(&lock_path, flags, Mode::from_raw_mode(0o600)).map_err(|e| at(&lock_path)(e.into()))?;
-    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => return Err(FolderError::Busy(dir)),
-        Err(error) => return Err(at(&lock_path)(error.into())),
+    let since = Instant::now();
+    loop {
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            // A coordinator whose last process has just died is still on its way out: who kills a computation and restarts
+            // it at once shall not lose that race. flock(2) has no time limit of its own, hence the retries.
+            Err(Errno::WOULDBLOCK) if since.elapsed() < LEAVING => thread::sleep(LEAVING / 200),
+            Err(Errno::WOULDBLOCK) => return Err(FolderError::Busy(dir)),
+            Err(error) => return Err(at(&lock_path)(error.into())),
+        }
     }
     let secret = match read_secret(&dir) {
         Ok(secret) => secret,
