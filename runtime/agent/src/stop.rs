@@ -56,6 +56,10 @@ pub struct Slot {
     robust_len: u64,
     altstack: [u64; 3],
     timerslack: u64,
+    /// Like the others here, it is a thread's own: the checkpoint thread has that of the process's first moment.
+    personality: i32,
+    /// As `personality`.
+    deathsig: i32,
     pending: u64,
     policy: i32,
     priority: i32,
@@ -86,6 +90,8 @@ fn capture(slot: &mut Slot) {
         _ = sc!(sigaltstack, 0, slot.altstack.as_mut_ptr());
         _ = sc!(prctl, libc::PR_GET_NAME, slot.name.as_mut_ptr(), 0, 0, 0);
         slot.timerslack = sc!(prctl, libc::PR_GET_TIMERSLACK, 0, 0, 0, 0).unwrap_or(0) as u64;
+        slot.personality = sc!(personality, 0xffff_ffffu32).unwrap_or(0) as i32;
+        _ = sc!(prctl, libc::PR_GET_PDEATHSIG, &raw mut slot.deathsig, 0, 0, 0);
         slot.policy = sc!(sched_getscheduler, 0).unwrap_or(0) as i32;
         slot.priority = 0;
         _ = sc!(sched_getparam, 0, &raw mut slot.priority);
@@ -116,6 +122,8 @@ fn restore(slot: &Slot) {
         }
         _ = sc!(prctl, libc::PR_SET_NAME, slot.name.as_ptr(), 0, 0, 0);
         _ = sc!(prctl, libc::PR_SET_TIMERSLACK, slot.timerslack, 0, 0, 0);
+        _ = sc!(personality, slot.personality);
+        _ = sc!(prctl, libc::PR_SET_PDEATHSIG, slot.deathsig, 0, 0, 0);
         _ = sc!(sched_setaffinity, 0, slot.affinity_len, slot.affinity.as_ptr());
         if slot.policy != 0 || slot.priority != 0 {
             _ = sc!(sched_setscheduler, 0, slot.policy, &raw const slot.priority);
