@@ -73,7 +73,7 @@ fn exit_status() -> Result<()> {
 
 /// Ctrl-C at the terminal reaches the program: after launch, and after a restart.
 fn terminal_signals() -> Result<()> {
-    let script = "$|=1; $SIG{INT} = sub { print \"interrupted\\n\" }; print \"ready\\n\"; while (1) { print \"beat\\n\"; select undef,undef,undef,0.02 }";
+    let script = "$|=1; $SIG{INT} = sub { print \"\\ninterrupted\\n\" }; print \"ready\\n\"; while (1) { print \"beat\\n\"; select undef,undef,undef,0.02 }";
     let mut computation = Computation::new(Mode::Pty)?;
     computation.launch(&["/usr/bin/perl".into(), "-e".into(), script.into()])?;
     computation.wait_line("beat")?;

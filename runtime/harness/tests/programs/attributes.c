@@ -60,8 +60,9 @@ static void compare(const struct seen *was) {
     SAME(mask);
     SAME(pid);
     SAME(tid);
-    SAME(sid);
-    SAME(pgid);
+    // A session or group whose leader is none of us is that of whoever restarts.
+    if (was->sid == was->pid) SAME(sid);
+    if (was->pgid == was->pid) SAME(pgid);
     SAME(ids);
     SAME(dumpable);
     SAME(deathsig);
