@@ -108,6 +108,9 @@ pub fn quiet(fd: i32, s: &Socket, diag: &Diag) -> bool {
             if peer.written > arrived {
                 widen(fd);
             }
+            if written > peer.arrived {
+                push(fd);
+            }
             peer.written <= arrived && written <= peer.arrived
         }
         // The peer is on another host, or gone.
@@ -123,6 +126,13 @@ fn widen(fd: i32) {
     let _ = sys::setsockopt(fd, libc::SOL_SOCKET, SO_RCVLOWAT, i32::MAX / 2);
     let _ = sys::setsockopt(fd, libc::SOL_SOCKET, SO_RCVLOWAT, old);
     nudge(fd);
+}
+
+// Sends what Nagle's algorithm, or TCP_CORK, holds back for an acknowledgement that may be delayed by 40 ms.
+fn push(fd: i32) {
+    let Ok(old) = sys::getsockopt::<i32>(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY) else { return };
+    let _ = sys::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
+    let _ = sys::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, old);
 }
 
 /// Peeks at one byte, at which the kernel reconsiders the receive window.
