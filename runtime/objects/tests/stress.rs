@@ -141,7 +141,10 @@ fn rebuild(table: Table) {
     prepared.install(1, &[]).unwrap_or_else(|e| panic!("install: {e}"));
 }
 
-fn stress(name: &str, pair: fn() -> (i32, i32)) {
+/// Makes the two ends.
+type Pair = fn() -> (i32, i32);
+
+fn stress(name: &str, pair: Pair) {
     let (a, b) = pair();
     for (fd, number) in [(a, ENDS[0]), (b, ENDS[1])] {
         unsafe {
@@ -196,7 +199,7 @@ fn stress(name: &str, pair: fn() -> (i32, i32)) {
 
 fn main() -> ExitCode {
     let mut failed = 0;
-    let cases: [(&str, fn() -> (i32, i32)); 3] = [
+    let cases: [(&str, Pair); 3] = [
         ("unix-stream", || {
             let (a, b) = UnixStream::pair().expect("pair");
             (a.into_raw_fd(), b.into_raw_fd())
