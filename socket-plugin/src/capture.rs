@@ -118,25 +118,36 @@ pub fn quiet(fd: i32, s: &Socket, diag: &Diag) -> bool {
     }
 }
 
-// Lets the receive window grow as far as the system allows (tcp(7), tcp_rmem): SO_RCVLOWAT does that without fixing the
-// buffer's size for ever, as SO_RCVBUF would. A peek then makes the kernel tell the sender.
-fn widen(fd: i32) {
-    const SO_RCVLOWAT: i32 = 18;
-    let Ok(old) = sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, SO_RCVLOWAT) else { return };
-    let _ = sys::setsockopt(fd, libc::SOL_SOCKET, SO_RCVLOWAT, i32::MAX / 2);
-    let _ = sys::setsockopt(fd, libc::SOL_SOCKET, SO_RCVLOWAT, old);
+/// Lets the receive window grow as far as the system allows (tcp(7), tcp_rmem): SO_RCVLOWAT does that without fixing the
+/// buffer's size for ever, as SO_RCVBUF would. A peek then makes the kernel tell the sender. A size that the program fixed is
+/// unlocked meanwhile (Linux 5.14) and set again; what has arrived stays.
+pub(crate) fn widen(fd: i32) {
+    use crate::options::{SO_BUF_LOCK, SO_RCVBUF, SO_RCVLOWAT};
+    let get = |name| sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, name);
+    let set = |name, value| {
+        let _ = sys::setsockopt(fd, libc::SOL_SOCKET, name, value);
+    };
+    let (Ok(low), Ok(size), locks) = (get(SO_RCVLOWAT), get(SO_RCVBUF), get(SO_BUF_LOCK).unwrap_or(0)) else { return };
+    if locks & 2 != 0 {
+        set(SO_BUF_LOCK, locks & !2);
+    }
+    set(SO_RCVLOWAT, i32::MAX / 2);
+    set(SO_RCVLOWAT, low);
     nudge(fd);
+    if locks & 2 != 0 {
+        set(SO_RCVBUF, size / 2);
+    }
 }
 
-// Sends what Nagle's algorithm, or TCP_CORK, holds back for an acknowledgement that may be delayed by 40 ms.
-fn push(fd: i32) {
+/// Sends what Nagle's algorithm, or TCP_CORK, holds back for an acknowledgement that may be delayed by 40 ms.
+pub(crate) fn push(fd: i32) {
     let Ok(old) = sys::getsockopt::<i32>(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY) else { return };
     let _ = sys::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
     let _ = sys::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, old);
 }
 
-/// Peeks at one byte, at which the kernel reconsiders the receive window.
-pub(crate) fn nudge(fd: i32) {
+// Peeks at one byte, at which the kernel reconsiders the receive window.
+fn nudge(fd: i32) {
     let mut part = [0u8; 1];
     let _ = receive(fd, &mut part, libc::MSG_PEEK);
 }

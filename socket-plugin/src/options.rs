@@ -15,6 +15,8 @@ pub const SO_SNDBUF: i32 = 7;
 pub const SO_RCVBUF: i32 = 8;
 /// Which of the two the program has fixed: 1 SNDBUF, 2 RCVBUF (Linux 5.14).
 pub const SO_BUF_LOCK: i32 = 72;
+/// Bytes that must lie there before a read wakes up; left for the end of a rebuild.
+pub const SO_RCVLOWAT: i32 = 18;
 /// Left for the end of a rebuild: needed meanwhile.
 pub const SO_REUSEADDR: i32 = 2;
 /// As above: a closing peer must not wait.

@@ -1,12 +1,11 @@
 //! Setting options again: only what differs from what the new socket has by itself.
 use crate::model::Socket;
-use crate::options::{SO_BUF_LOCK, SO_LINGER, SO_RCVBUF, SO_REUSEADDR, SO_SNDBUF, int};
+use crate::options::{SO_BUF_LOCK, SO_LINGER, SO_RCVBUF, SO_RCVLOWAT, SO_REUSEADDR, SO_SNDBUF, int};
 use crate::sys;
 
 const SOCKET: i32 = libc::SOL_SOCKET;
 const TCP_CORK: i32 = 3;
 const SO_PEEK_OFF: i32 = 42;
-const SO_RCVLOWAT: i32 = 18;
 
 // Set when all is done, for they would disturb the refilling.
 fn late(level: i32, name: i32) -> bool {
@@ -24,7 +23,10 @@ pub fn first(fd: i32, s: &Socket) {
             continue;
         }
         if *level == SOCKET && (*name == SO_SNDBUF || *name == SO_RCVBUF) {
-            buffer(fd, s, *name);
+            // A small window would make refilling wait for timers: small sizes are set at the end.
+            if s.tcp.is_none() || int(s, SOCKET, *name) > sys::getsockopt::<i32>(fd, SOCKET, *name).ok() {
+                buffer(fd, s, *name);
+            }
             continue;
         }
         set(fd, *level, *name, value);
@@ -33,6 +35,11 @@ pub fn first(fd: i32, s: &Socket) {
 
 /// After everything.
 pub fn last(fd: i32, s: &Socket) {
+    // Refilling may have needed larger buffers than the program's.
+    if s.tcp.is_some() {
+        buffer(fd, s, SO_SNDBUF);
+        buffer(fd, s, SO_RCVBUF);
+    }
     for (level, name, value) in &s.options {
         if late(*level, *name) {
             set(fd, *level, *name, value);

@@ -8,6 +8,7 @@ use std::io;
 
 use super::{Peers, Result, Work, options, os};
 use crate::address::Endpoint;
+use crate::capture::widen;
 use crate::model::{Socket, State, Tcp};
 use crate::options::{SO_BUF_LOCK, SO_RCVBUF, SO_SNDBUF, int};
 use crate::sys;
@@ -265,29 +266,19 @@ fn broken(w: &mut Work<'_>, i: usize, reset: bool) -> Result<i32> {
     Ok(a)
 }
 
-// Waits until all that was written to `from` is in the queue of `to`.
+// Waits, for a bounded number of looks, until all that was written to `from` is in the queue of `to`. Counters tell; the
+// acknowledgement itself may be delayed.
 fn arrived(from: i32, to: i32) -> io::Result<()> {
+    let counters =
+        |fd| sys::getsockopt_bytes(fd, libc::IPPROTO_TCP, 11, 512).map_or((0, 0), |info| crate::tcp_counters(&info));
     for _ in 0..10_000 {
-        let out: i32 = sys::ioctl_get(from, 0x5411 /* SIOCOUTQ */).unwrap_or(0);
-        if out == 0 {
+        if counters(from).0 <= counters(to).1 {
             return Ok(());
         }
         widen(to);
-        std::thread::yield_now();
+        crate::capture::push(from);
     }
-    // The acknowledgement is only delayed (40 ms at most): counters tell.
-    let counters =
-        |fd| sys::getsockopt_bytes(fd, libc::IPPROTO_TCP, 11, 512).map_or((0, 0), |info| crate::tcp_counters(&info));
-    if counters(from).0 <= counters(to).1 { Ok(()) } else { Err(io::Error::from(io::ErrorKind::TimedOut)) }
-}
-
-// Opens the receive window, as `capture::widen`: the peek makes the kernel tell the sender.
-fn widen(fd: i32) {
-    if let Ok(old) = sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, 18) {
-        let _ = sys::setsockopt(fd, libc::SOL_SOCKET, 18, i32::MAX / 2);
-        let _ = sys::setsockopt(fd, libc::SOL_SOCKET, 18, old);
-    }
-    crate::capture::nudge(fd);
+    Err(io::Error::from(io::ErrorKind::TimedOut))
 }
 
 // Writes what `s` (which is `reader`) has not read yet into its peer.
@@ -313,6 +304,10 @@ fn fill(writer: i32, reader: i32, s: &Socket) -> io::Result<()> {
                 Err(e) => return Err(e),
             }
         }
+    }
+    // Into the reader's queue as far as the window allows, where the next capture finds it at once.
+    if !s.queue.is_empty() {
+        let _ = arrived(writer, reader);
     }
     if grown {
         // Back to the kernel's own tuning; `options::last` fixes what the program had fixed.

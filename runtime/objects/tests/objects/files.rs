@@ -208,12 +208,12 @@ pub fn cases() -> Vec<Case> {
             || {
                 at_number(open("/dev/null", libc::O_WRONLY), 10);
                 at_number(open("/dev/zero", libc::O_RDONLY), 11);
-                at_number(open("/dev/urandom", libc::O_RDONLY), 1200);
+                at_number(open("/dev/urandom", libc::O_RDONLY), 800);
             },
             |_| {
                 write_all(10, b"x");
                 assert_eq!(read_some(11, 2), [0, 0]);
-                read_some(1200, 2);
+                read_some(800, 2);
             },
         ),
         Case {

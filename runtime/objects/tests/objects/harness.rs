@@ -29,6 +29,8 @@ pub struct Case {
     pub between: fn(),
     /// Message with which the rebuild has to fail.
     pub prepare_fails: Option<&'static str>,
+    /// Needs what only root may do: raw sockets, device nodes, ports that are in TIME_WAIT.
+    pub privileged: bool,
 }
 
 impl Case {
@@ -46,7 +48,13 @@ impl Case {
             again: true,
             between: || {},
             prepare_fails: None,
+            privileged: false,
         }
+    }
+
+    pub const fn privileged(mut self) -> Self {
+        self.privileged = true;
+        self
     }
 
     pub const fn between(mut self, f: fn()) -> Self {

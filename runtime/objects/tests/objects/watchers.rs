@@ -268,6 +268,7 @@ pub fn cases() -> Vec<Case> {
                 },
                 |_| {},
             )
+            .privileged()
         },
     ]
 }
