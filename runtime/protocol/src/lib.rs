@@ -15,6 +15,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod auth;
+mod bytes;
 #[cfg(feature = "std")]
 pub mod client;
 pub mod command;

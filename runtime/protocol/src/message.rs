@@ -45,8 +45,10 @@ pub struct Entry {
     /// Scope: the plugin's name.
     pub scope: String,
     /// Key.
+    #[serde(with = "serde_bytes")]
     pub key: Vec<u8>,
     /// Value.
+    #[serde(with = "serde_bytes")]
     pub value: Vec<u8>,
 }
 
@@ -125,6 +127,7 @@ pub enum FromProcess {
     /// Values of these keys, please.
     Query {
         /// (scope, key).
+        #[serde(with = "crate::bytes::keys")]
         keys: Vec<(String, Vec<u8>)>,
     },
     /// Memory is frozen.
@@ -195,6 +198,7 @@ pub enum ToProcess {
     /// Answer to `Query`, in its order; None: nobody published it.
     Values {
         /// Values.
+        #[serde(with = "crate::bytes::values")]
         values: Vec<Option<Vec<u8>>>,
     },
     /// Freeze memory.
