@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a program for people: it talks")]
 
+mod bench;
 mod demo;
 mod guest;
 mod image;
@@ -31,6 +32,8 @@ enum Command {
     Setup(setup::Options),
     /// Run a command in the guest: a kernel of our own with soft-RoCE, the host's root under a throw-away overlay.
     Guest(guest::Options),
+    /// Measure: calls, launch, checkpoint, restart, beside the same natively.
+    Bench(bench::Options),
     /// Show it: a threaded program is checkpointed, killed and restarted.
     Demo(demo::Options),
     /// Check, build and test everything, on the host and in the guest.
@@ -40,6 +43,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Setup(options) => setup::run(&options).map(|()| 0),
+        Command::Bench(options) => bench::run(&options).map(|()| 0),
         Command::Demo(options) => demo::run(&options),
         Command::Guest(options) => guest::run(&options),
         Command::Test(options) => test::run(&options).map(|()| 0),

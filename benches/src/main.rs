@@ -1,0 +1,134 @@
+//! Whole-process figures: `cargo xtask bench` prints them.
+//!
+//! Each figure of slackwater's is taken in turn with the same program run natively, so that a busy machine disturbs both; the
+//! median is printed, with the bound that the project has set itself. Times are wall-clock times seen from outside, but for
+//! the time that a program stood still, which the agent measures.
+#![deny(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "a program that prints a table")]
+
+use anyhow::{Context as _, Result, ensure};
+use slackwater_harness::{Computation, Kit, Mode, Program};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+fn main() -> Result<()> {
+    let quick = std::env::args().any(|a| a == "--quick");
+    launch(if quick { 10 } else { 40 })?;
+    checkpoints("tiny process", "pulse-0", if quick { 5 } else { 15 }, 10.0, 40.0)?;
+    checkpoints("1 GiB of random bytes", "pulse-1024", if quick { 1 } else { 5 }, 15.0, f64::INFINITY)?;
+    calls(if quick { 2 } else { 7 })
+}
+
+fn program(name: &str) -> Result<Vec<String>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs");
+    let all = Program::all(&folder)?;
+    all.iter().find(|p| p.name == name).with_context(|| format!("no program `{name}`"))?.command()
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn verdict(value: f64, bound: f64) -> String {
+    if bound.is_infinite() {
+        return String::new();
+    }
+    format!("{} {bound}", if value <= bound { "within" } else { "OVER" })
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+/// `/bin/true`: from spawn to the end of wait.
+fn launch(rounds: usize) -> Result<()> {
+    let slackwater = Kit::find()?.slackwater();
+    let folder = std::env::temp_dir().join(format!("slackwater-bench-{}", std::process::id()));
+    let (mut native, mut ours) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        let before = Instant::now();
+        ensure!(Command::new("/bin/true").status()?.success(), "/bin/true fails");
+        native.push(milliseconds(before));
+        let mut command = Command::new(&slackwater);
+        command.arg("launch").arg("--dir").arg(folder.join(round.to_string())).arg("/bin/true").stdin(Stdio::null());
+        let before = Instant::now();
+        ensure!(command.status()?.success(), "launch of /bin/true fails");
+        ours.push(milliseconds(before));
+    }
+    std::fs::remove_dir_all(&folder)?;
+    let (native, ours) = (median(&mut native), median(&mut ours));
+    println!(
+        "launch of /bin/true: {ours:.2} ms, native {native:.2} ms: {:.2} ms over native ({})",
+        ours - native,
+        verdict(ours - native, 5.0)
+    );
+    Ok(())
+}
+
+/// Checkpoints and restarts of a program that prints each millisecond.
+fn checkpoints(what: &str, name: &str, rounds: usize, stop_bound: f64, restart_bound: f64) -> Result<()> {
+    let mut computation = Computation::new(Mode::Pipe)?;
+    computation.launch(&program(name)?)?;
+    computation.wait_line("pulse")?;
+    let (mut stopped, mut total, mut restart, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    for _ in 0..rounds {
+        let before = Instant::now();
+        computation.checkpoint(&[])?;
+        total.push(milliseconds(before));
+        let figures = computation.status()?.last_checkpoint.context("no figures")?;
+        stopped.push(figures["stopped"].as_f64().context("no time stopped")?);
+        bytes = figures["bytes"].as_u64().unwrap_or(0);
+        computation.sigkill_all()?;
+        let before = Instant::now();
+        computation.restart(None)?;
+        computation.wait_line("pulse")?;
+        restart.push(milliseconds(before));
+    }
+    let (stopped, total, restart) = (median(&mut stopped), median(&mut total), median(&mut restart));
+    println!("{what}: stopped {stopped:.2} ms ({})", verdict(stopped, stop_bound));
+    println!("{what}: checkpoint, command to commit {total:.1} ms, image {:.1} MB", bytes as f64 / 1e6);
+    println!(
+        "{what}: restart, command to the program's first line {restart:.1} ms {}",
+        verdict(restart, restart_bound)
+    );
+    Ok(())
+}
+
+/// Single calls, in nanoseconds.
+fn calls(rounds: usize) -> Result<()> {
+    let command = program("calls")?;
+    let (mut native, mut ours) = (BTreeMap::<String, Vec<f64>>::new(), BTreeMap::<String, Vec<f64>>::new());
+    let mut order = Vec::new();
+    for _ in 0..rounds {
+        for (results, computation) in
+            [(&mut native, Computation::native(Mode::Pipe)?), (&mut ours, Computation::new(Mode::Pipe)?)]
+        {
+            for line in run(computation, &command)? {
+                let (name, value) = line.split_once(' ').with_context(|| format!("not a figure: {line}"))?;
+                if !order.iter().any(|o| o == name) {
+                    order.push(name.to_owned());
+                }
+                results.entry(name.to_owned()).or_default().push(value.parse()?);
+            }
+        }
+    }
+    println!("{:<22}{:>12}{:>12}{:>8}", "call", "native ns", "launched ns", "ratio");
+    for name in order {
+        let (n, o) = (median(native.entry(name.clone()).or_default()), median(ours.entry(name.clone()).or_default()));
+        // fork is followed by the runtime, so it has no bound here.
+        let bound = if name == "fork+wait" { f64::INFINITY } else { 1.05 };
+        println!("{name:<22}{n:>12.1}{o:>12.1}{:>8.3}  {}", o / n, verdict(o / n, bound));
+    }
+    Ok(())
+}
+
+fn run(mut computation: Computation, command: &[String]) -> Result<Vec<String>> {
+    computation.launch(command)?;
+    let output = computation.output()?.clone();
+    let status = computation.wait_exit()?;
+    ensure!(status.success(), "{command:?} ended with {status}");
+    Ok(output.lines())
+}

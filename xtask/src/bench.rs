@@ -1,0 +1,29 @@
+//! `bench`: criterion's micro-benches, then whole programs under slackwater and natively, in turn.
+use crate::{run, setup, test};
+use anyhow::Result;
+use clap::Args;
+
+/// `bench`'s options.
+#[derive(Args)]
+pub struct Options {
+    /// Few rounds: is it still of that order?
+    #[arg(long)]
+    quick: bool,
+    /// Only the whole programs.
+    #[arg(long)]
+    whole: bool,
+}
+
+/// Builds, measures, prints.
+pub fn run(options: &Options) -> Result<()> {
+    setup::ensure()?;
+    test::build_release()?;
+    if !options.whole {
+        let mut micro = run::cargo(["bench", "--quiet", "--package", "slackwater-benches", "--bench", "image", "--"]);
+        micro.args(options.quick.then_some("--quick"));
+        run::step(&mut micro)?;
+    }
+    let mut whole = run::cargo(["run", "--quiet", "--release", "--package", "slackwater-benches", "--"]);
+    whole.args(options.quick.then_some("--quick"));
+    run::step(&mut whole)
+}
