@@ -131,6 +131,26 @@ fn finished(result: c_int) {
     sys::futex_wake(&FINISHED);
 }
 
+fn file_name(member: u64) -> String {
+    format!("member-{member:06}.image")
+}
+
+fn report_saved(member: u64, generation: u64, result: Result<(u64, u64), String>) -> Result<(), String> {
+    send(&match result {
+        Ok((bytes, memory)) => FromProcess::Saved { generation, file: file_name(member), bytes, memory },
+        Err(reason) => FromProcess::Failed { generation, reason },
+    })
+}
+
+/// The image that is being written, for the child that writes it: (member, generation).
+static WRITING: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
+/// In the child. No other thread is here that could hold the connection's lock: it is given up before.
+fn child_reports(result: Result<(u64, u64), String>) -> Result<(), String> {
+    conn::unlock_in_child();
+    report_saved(WRITING[0].load(Relaxed), WRITING[1].load(Relaxed), result)
+}
+
 impl Keeper {
     /// For the checkpoint thread of a process that has joined as `member`.
     pub fn new(member: u64) -> Self {
@@ -174,14 +194,11 @@ impl Keeper {
         let Some((generation, writing, image)) = self.writing.take() else { return Ok(()) };
         let result = writing.finish();
         drop(image);
-        send(&match result {
-            Ok((bytes, memory)) => FromProcess::Saved { generation, file: self.file_name(), bytes, memory },
-            Err(reason) => FromProcess::Failed { generation, reason },
-        })
+        result.map_or(Ok(()), |r| report_saved(self.member, generation, r))
     }
 
     fn file_name(&self) -> String {
-        format!("member-{:06}.image", self.member)
+        file_name(self.member)
     }
 
     fn handle(&mut self, message: ToProcess) -> Result<(), String> {
@@ -335,7 +352,10 @@ impl Keeper {
             image: Fd(high),
             codec,
             sync,
+            report: child_reports,
         });
+        WRITING[0].store(self.member, Relaxed);
+        WRITING[1].store(generation, Relaxed);
         let own = stop::own_slot();
         let mut context = Context::default();
         let mut shot = ManuallyDrop::new(Shot { facts: &mut facts, context: &raw const context, result: None });

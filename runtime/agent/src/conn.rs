@@ -222,6 +222,11 @@ pub fn unlock() {
     SHARED.lock.store(false, Release);
 }
 
+/// In the child that writes an image: it has one thread, and a lock held in the parent is nobody's here.
+pub fn unlock_in_child() {
+    SHARED.lock.store(false, Release);
+}
+
 /// After fork, in the child: the parent's connection and its other descriptors are closed.
 pub fn after_fork() {
     locked(drop_connection);

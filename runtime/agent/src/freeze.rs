@@ -39,6 +39,8 @@ pub struct Facts {
     pub codec: u8,
     /// Write now instead of forking.
     pub sync: bool,
+    /// Tells the coordinator how the writing ended.
+    pub report: fn(Result<(u64, u64), String>) -> Result<(), String>,
 }
 
 /// How the writing ended; shared with the child.
@@ -52,6 +54,8 @@ pub struct Outcome {
     pub memory: AtomicU64,
     text_len: AtomicU32,
     text: [u8; 1024],
+    /// 1 when the child has told the coordinator.
+    told: AtomicU32,
     /// 1 when the child has opened what it needs.
     ready: AtomicU32,
     /// What it opened; these numbers are the program's too, and closed by us.
@@ -72,6 +76,17 @@ impl Outcome {
                 self.text_len.store(n as u32, Relaxed);
                 self.state.store(2, Release);
             }
+        }
+    }
+
+    fn result(&self) -> Result<(u64, u64), String> {
+        match self.state.load(Acquire) {
+            1 => Ok((self.bytes.load(Relaxed), self.memory.load(Relaxed))),
+            2 => {
+                let text = &self.text[..self.text_len.load(Relaxed) as usize];
+                Err(String::from_utf8_lossy(text).into_owned())
+            }
+            _ => Err("the process that wrote the image ended early: is memory short?".to_string()),
         }
     }
 }
@@ -98,11 +113,9 @@ impl Writing {
         self.child.as_ref().map(|c| c.pidfd.0)
     }
 
-    /// (image bytes, memory bytes). Waits for the child.
-    ///
-    /// # Errors
-    /// Why the image could not be written.
-    pub fn finish(self) -> Result<(u64, u64), String> {
+    /// What is still to be told to the coordinator: (image bytes, memory bytes), or why the image could not be written.
+    /// None: the child has told it. Waits for the child.
+    pub fn finish(self) -> Option<Result<(u64, u64), String>> {
         let mut status = 0i32;
         if let Some(c) = &self.child {
             const WALL: usize = 0x4000_0000;
@@ -111,14 +124,11 @@ impl Writing {
         }
         // SAFETY: mapped in `freeze`, shared with the child, which has ended.
         let o = unsafe { &*self.outcome };
-        let result = match o.state.load(Acquire) {
-            1 => Ok((o.bytes.load(Relaxed), o.memory.load(Relaxed))),
-            2 => Err(String::from_utf8_lossy(&o.text[..o.text_len.load(Relaxed) as usize]).into_owned()),
-            _ => Err(format!("the process that wrote the image ended early (wait status {status:#x}): out of memory?")),
-        };
+        let result = o.result();
+        let told = o.told.load(Acquire) == 1;
         // SAFETY: ours.
         _ = unsafe { sc!(munmap, self.outcome, size_of::<Outcome>()) };
-        result
+        (!told).then_some(result)
     }
 
     /// Ends the child; the image is not wanted any more.
@@ -247,6 +257,11 @@ fn freeze_inner(facts: &Facts, scratch: (u64, u64), outcome: *mut Outcome) -> Re
         o.ready.store(1, Release);
         sys::futex_wake_shared(&o.ready);
         o.report(files.and_then(|f| save::write(facts, &regions, &copies, &f)));
+        // Our parent may have ended meanwhile (a short-lived process): this process tells the coordinator itself, on
+        // the connection that it shares.
+        if (facts.report)(o.result()).is_ok() {
+            o.told.store(1, Release);
+        }
         loop {
             // SAFETY: ends this process alone.
             _ = unsafe { sc!(exit_group, 0) };

@@ -256,7 +256,8 @@ impl Machine {
         if !matches!(checkpoint.stage, Stage::Snapshot | Stage::Save) || !checkpoint.unsaved.contains(&conn) {
             return;
         }
-        let Some(part) = checkpoint.parts.get_mut(&conn).filter(|part| part.snapshotted) else { return };
+        // The child that writes reports for itself, and may be done before its parent has said that it snapshotted.
+        let Some(part) = checkpoint.parts.get_mut(&conn) else { return };
         if saved.file.contains('/') || matches!(saved.file.as_str(), "" | "." | ".." | manifest::MANIFEST) {
             let reason = format!("{}: its image cannot be named {:?}", part.name, saved.file);
             return self.abort(reason, false);
