@@ -7,7 +7,7 @@ use crate::{
     conn::{self, Connection},
     descriptors::Survey,
     follow::gate,
-    freeze::{self, Facts, Writing},
+    freeze::{self, Facts, Writing, Written},
     maps, plugins,
     plugins::Event,
     process, stop,
@@ -135,7 +135,7 @@ fn file_name(member: u64) -> String {
     format!("member-{member:06}.image")
 }
 
-fn report_saved(member: u64, generation: u64, result: Result<(u64, u64), String>) -> Result<(), String> {
+fn report_saved(member: u64, generation: u64, result: Written) -> Result<(), String> {
     send(&match result {
         Ok((bytes, memory)) => FromProcess::Saved { generation, file: file_name(member), bytes, memory },
         Err(reason) => FromProcess::Failed { generation, reason },
@@ -146,7 +146,7 @@ fn report_saved(member: u64, generation: u64, result: Result<(u64, u64), String>
 static WRITING: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 
 /// In the child. No other thread is here that could hold the connection's lock: it is given up before.
-fn child_reports(result: Result<(u64, u64), String>) -> Result<(), String> {
+fn child_reports(result: Written) -> Result<(), String> {
     conn::unlock_in_child();
     report_saved(WRITING[0].load(Relaxed), WRITING[1].load(Relaxed), result)
 }

@@ -40,8 +40,11 @@ pub struct Facts {
     /// Write now instead of forking.
     pub sync: bool,
     /// Tells the coordinator how the writing ended.
-    pub report: fn(Result<(u64, u64), String>) -> Result<(), String>,
+    pub report: fn(Written) -> Result<(), String>,
 }
+
+/// (image bytes, bytes of memory that it stands for), or why it could not be written.
+pub type Written = Result<(u64, u64), String>;
 
 /// How the writing ended; shared with the child.
 #[repr(C)]
@@ -63,7 +66,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    fn report(&mut self, result: Result<(u64, u64), String>) {
+    fn report(&mut self, result: Written) {
         match result {
             Ok((bytes, memory)) => {
                 self.bytes.store(bytes, Relaxed);
@@ -79,7 +82,7 @@ impl Outcome {
         }
     }
 
-    fn result(&self) -> Result<(u64, u64), String> {
+    fn result(&self) -> Written {
         match self.state.load(Acquire) {
             1 => Ok((self.bytes.load(Relaxed), self.memory.load(Relaxed))),
             2 => {
@@ -115,7 +118,7 @@ impl Writing {
 
     /// What is still to be told to the coordinator: (image bytes, memory bytes), or why the image could not be written.
     /// None: the child has told it. Waits for the child.
-    pub fn finish(self) -> Option<Result<(u64, u64), String>> {
+    pub fn finish(self) -> Option<Written> {
         let mut status = 0i32;
         if let Some(c) = &self.child {
             const WALL: usize = 0x4000_0000;
