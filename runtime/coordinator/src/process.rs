@@ -56,15 +56,42 @@ impl Handle {
     }
 }
 
-/// Whether `pid`, here, is the process that says it runs `exe`: a process in another pid namespace names other pids.
-pub(crate) fn runs(pid: i32, exe: &str) -> bool {
+/// Whether `pid`, here, is the process that says it runs `exe` and is a child of `ppid`; None: there is no such pid. A
+/// process in another pid namespace names other pids than we know. Either fits: it may have become another program since
+/// it said so, or its parent may have died.
+pub(crate) fn is(pid: i32, exe: &str, ppid: i32) -> Option<bool> {
+    let parent = field(pid, 4)?;
     let plain = |path: &str| path.strip_suffix(" (deleted)").unwrap_or(path).to_string();
-    fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|path| plain(&path.to_string_lossy()) == plain(exe))
+    let runs =
+        || fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|path| plain(&path.to_string_lossy()) == plain(exe));
+    Some(parent == i64::from(ppid) || runs())
+}
+
+/// A number of /proc/PID/stat (proc(5), counted from 1, not before the fourth).
+fn field(pid: i32, number: usize) -> Option<i64> {
+    let stat = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
+    // The second field may hold anything; the last ')' ends it.
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(number - 3)?.parse().ok()
 }
 
 /// Number of threads, from /proc/PID/stat field 20; None when it is gone.
 pub(crate) fn threads(pid: i32) -> Option<u32> {
-    let stat = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
-    // The second field may hold anything; the last ')' ends it.
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(17)?.parse().ok()
+    u32::try_from(field(pid, 20)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_its_program_or_its_parent() {
+        let pid = std::process::id() as i32;
+        let parent = i32::try_from(field(pid, 4).unwrap()).unwrap();
+        let exe = std::env::current_exe().unwrap().to_string_lossy().into_owned();
+        assert_eq!(is(pid, &exe, -1), Some(true));
+        assert_eq!(is(pid, "/another/program", parent), Some(true));
+        assert_eq!(is(pid, "/another/program", -1), Some(false));
+        assert_eq!(is(i32::MAX, &exe, parent), None);
+        assert!(threads(pid).unwrap() >= 1);
+    }
 }

@@ -197,7 +197,7 @@ impl Server {
                         drop(out.send(Out::Drain));
                     }
                 }
-                Effect::Watch(conn, pid, exe) => self.watch(conn, pid, exe.as_deref()),
+                Effect::Watch(conn, pid, claim) => self.watch(conn, pid, claim.as_ref()),
                 Effect::WatchExpected(token, pid) => self.watch_expected(token, pid),
                 Effect::Kill(conn) => match self.processes.get(&conn) {
                     Some((process, _)) => process.kill(),
@@ -255,14 +255,22 @@ impl Server {
         }
     }
 
-    /// `exe` None: the process is being restored, and is another program still.
-    fn watch(&mut self, conn: Conn, pid: i32, exe: Option<&str>) {
+    /// `claim` (program, parent) None: the process is being restored, and is another program still.
+    fn watch(&mut self, conn: Conn, pid: i32, claim: Option<&(String, i32)>) {
         let events = self.events.clone();
         let found = process::open(pid);
-        if exe.is_some_and(|exe| !process::runs(pid, exe)) {
-            return log(&format!(
-                "process {pid} is not of this pid namespace: its connection alone tells whether it lives"
-            ));
+        if let Some((exe, ppid)) = claim {
+            match process::is(pid, exe, *ppid) {
+                Some(true) => {}
+                Some(false) => {
+                    return log(&format!(
+                        "process {pid} is another one here: its connection alone tells whether it lives (is it in another \
+                         pid namespace?)"
+                    ));
+                }
+                // Gone already, or never in this pid namespace: its connection tells.
+                None => return,
+            }
         }
         match found {
             Found::Alive(handle) => {

@@ -371,7 +371,7 @@ fn who_does_not_answer_is_named_when_patience_ends() {
         .send(&slackwater_protocol::message::FromProcess::Join {
             token: 0,
             pid: 33,
-            ppid: 1,
+            ppid: -1,
             exe: "/bin/deaf".into(),
             host: "here".into(),
             restarted_from: None,

@@ -86,7 +86,7 @@ fn run(processes: u64, entries: u16) -> Figures {
                     let (exe, host) = ("synthetic".into(), "elsewhere".into());
                     let pid = pid as i32 + 1;
                     client
-                        .send(&FromProcess::Join { token: 0, pid, ppid: 1, exe, host, restarted_from: None })
+                        .send(&FromProcess::Join { token: 0, pid, ppid: -1, exe, host, restarted_from: None })
                         .unwrap();
                     let ToProcess::Joined { member } = client.receive().unwrap() else { panic!("not joined") };
                     share.push((member, client));

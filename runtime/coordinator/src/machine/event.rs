@@ -63,9 +63,9 @@ pub enum Effect {
     Close(Conn),
     /// Read what has arrived on the connection, then close it: the process is dead, though a child may hold the socket.
     Drain(Conn),
-    /// Report `Died` when this pid, which runs this program, is no more. None: it is being restored, and is another
-    /// program still.
-    Watch(Conn, i32, Option<String>),
+    /// Report `Died` when this pid, which says that it runs this program and has this parent, is no more. None: it is
+    /// being restored, and is another program still.
+    Watch(Conn, i32, Option<(String, i32)>),
     /// Report `ExpectedDied` when this pid is no more.
     WatchExpected(Token, i32),
     /// SIGKILL to the process behind the connection.

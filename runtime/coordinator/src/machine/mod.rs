@@ -354,11 +354,11 @@ impl Machine {
         }
         self.begun = true;
         let (number, pid, name) = (member.number, member.pid, member.name());
-        let exe = restarted_from.is_none().then(|| member.exe.clone());
+        let claim = restarted_from.is_none().then(|| (member.exe.clone(), member.ppid));
         self.log(format!("{name} joined as member {number}"));
         self.members.insert(conn, member);
         self.emit(Effect::Send(conn, ToProcess::Joined { member: number }));
-        self.emit(Effect::Watch(conn, pid, exe));
+        self.emit(Effect::Watch(conn, pid, claim));
         match &self.activity {
             Activity::Idle => {}
             Activity::Checkpoint(_) => self.joined_in_checkpoint(conn, announced),

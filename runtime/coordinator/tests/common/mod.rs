@@ -142,7 +142,7 @@ pub fn live(mut client: Client, behaviour: &Behaviour, tell: &Sender<Seen>) {
     let see = |seen| drop(tell.send(seen));
     let Behaviour { pid, token, exe, restarted_from, .. } = behaviour.clone();
     let exe = if exe.is_empty() { "synthetic".into() } else { exe };
-    client.send(&FromProcess::Join { token, pid, ppid: 1, exe, host: "here".into(), restarted_from }).unwrap();
+    client.send(&FromProcess::Join { token, pid, ppid: -1, exe, host: "here".into(), restarted_from }).unwrap();
     client.set_timeout(None).unwrap();
     let mut image = (String::new(), PathBuf::new());
     let mut sync_mode = false;
