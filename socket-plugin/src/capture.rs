@@ -18,7 +18,7 @@ const MSG_TRUNC: i32 = 0x20;
 /// The largest datagram, and more: Unix datagrams are bounded by the send buffer only.
 const DATAGRAM: usize = 256 * 1024;
 
-/// What the socket is, without its unread bytes.
+/// What the socket is, without its options and unread bytes.
 ///
 /// # Errors
 /// A socket that no restart could bring back, in words.
@@ -49,7 +49,6 @@ pub fn describe(fd: i32, ino: u64, diag: &Diag) -> Result<Socket> {
     }
     s.local = name(fd, libc::SYS_getsockname).map_err(|e| failed("getsockname", e))?;
     s.peer = name(fd, libc::SYS_getpeername).unwrap_or_default();
-    s.options = crate::options::read(fd, &s);
     match s.family {
         libc::AF_UNIX => unix(fd, &mut s, diag)?,
         libc::AF_NETLINK => {}
@@ -64,11 +63,12 @@ pub fn describe(fd: i32, ino: u64, diag: &Diag) -> Result<Socket> {
     Ok(s)
 }
 
-/// Takes the unread bytes.
+/// Takes options and unread bytes.
 ///
 /// # Errors
 /// Bytes that cannot be taken without receiving them, in words.
 pub fn fill(fd: i32, s: &mut Socket, diag: &Diag) -> Result<()> {
+    s.options = crate::options::read(fd, s);
     if matches!(s.state, State::Listening { .. } | State::Connecting) || s.family == libc::AF_NETLINK {
         return Ok(());
     }

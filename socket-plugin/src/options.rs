@@ -1,5 +1,5 @@
 //! Socket options that a restart sets again. Those that are as a fresh socket has them are left alone.
-use alloc::{vec, vec::Vec};
+use alloc::vec::Vec;
 
 use crate::model::Socket;
 use crate::sys;
@@ -22,35 +22,59 @@ pub const SO_REUSEADDR: i32 = 2;
 /// As above: a closing peer must not wait.
 pub const SO_LINGER: i32 = 13;
 
-// All of SOL_SOCKET: BROADCAST 6, SNDBUF, RCVBUF, KEEPALIVE 9, OOBINLINE 10, PRIORITY 12, LINGER, REUSEPORT 15, PASSCRED 16,
-// RCVLOWAT 18, RCVTIMEO 20, SNDTIMEO 21, BINDTODEVICE 25, TIMESTAMP 29, PASSSEC 34, TIMESTAMPNS 35, PEEK_OFF 42, BUF_LOCK.
-const GENERAL: &[i32] = &[SO_REUSEADDR, 6, 7, 8, 9, 10, 12, 13, 15, 16, 18, 20, 21, 25, 29, 34, 35, 42, 72];
+// SOL_SOCKET. Of all: KEEPALIVE 9, PRIORITY 12, LINGER, REUSEPORT 15, RCVLOWAT, RCVTIMEO 20, SNDTIMEO 21, TIMESTAMP 29, PEEK_OFF 42,
+// BUF_LOCK. Each costs a system call a socket (1,000 connections are not rare), so each is asked only where it means something.
+const GENERAL: &[i32] = &[SO_REUSEADDR, 9, 12, SO_LINGER, 15, SO_RCVLOWAT, 20, 21, 29, 42, SO_BUF_LOCK];
+const BUFFERS: &[i32] = &[SO_SNDBUF, SO_RCVBUF];
+// PASSCRED 16, PASSSEC 34, TIMESTAMPNS 35.
+const OF_UNIX: &[i32] = &[16, 34, 35];
+// OOBINLINE 10, BINDTODEVICE 25.
+const OF_INTERNET: &[i32] = &[10, 25];
+// BROADCAST 6, TIMESTAMPNS 35.
+const OF_DATAGRAMS: &[i32] = &[6, 35];
 // NODELAY 1, CORK 3, KEEPIDLE 4, KEEPINTVL 5, KEEPCNT 6, SYNCNT 7, LINGER2 8, DEFER_ACCEPT 9, CONGESTION 13, USER_TIMEOUT 18,
 // FASTOPEN 23, NOTSENT_LOWAT 25.
 const OF_TCP: &[i32] = &[1, 3, 4, 5, 6, 7, 8, 9, 13, 18, 23, 25];
-// TOS 1, TTL 2, PKTINFO 8, MTU_DISCOVER 10, RECVERR 11, RECVTTL 12, RECVTOS 13, FREEBIND 15, MULTICAST_TTL 33, MULTICAST_LOOP 34.
-const OF_IP: &[i32] = &[1, 2, 8, 10, 11, 12, 13, 15, 33, 34];
-// UNICAST_HOPS 16, MULTICAST_HOPS 18, MULTICAST_LOOP 19, RECVERR 25, V6ONLY 26, RECVPKTINFO 49, RECVTCLASS 66, TCLASS 67.
-const OF_IP6: &[i32] = &[16, 18, 19, 25, 26, 49, 66, 67];
+// TOS 1, TTL 2, MTU_DISCOVER 10, RECVERR 11, FREEBIND 15, MULTICAST_TTL 33.
+const OF_IP: &[i32] = &[1, 2, 10, 11, 15, 33];
+// PKTINFO 8, RECVTTL 12, RECVTOS 13, MULTICAST_LOOP 34.
+const OF_IP_DATAGRAMS: &[i32] = &[8, 12, 13, 34];
+// UNICAST_HOPS 16, MULTICAST_HOPS 18, RECVERR 25, V6ONLY 26, TCLASS 67.
+const OF_IP6: &[i32] = &[16, 18, 25, 26, 67];
+// MULTICAST_LOOP 19, RECVPKTINFO 49, RECVTCLASS 66.
+const OF_IP6_DATAGRAMS: &[i32] = &[19, 49, 66];
 
 /// The options of a socket.
 pub fn read(fd: i32, s: &Socket) -> Vec<(i32, i32, Vec<u8>)> {
-    let mut levels: Vec<(i32, &[i32])> = vec![(SOCKET, GENERAL)];
-    if s.family == libc::AF_INET || s.family == libc::AF_INET6 {
-        levels.push((IP, OF_IP));
-        if s.family == libc::AF_INET6 {
-            levels.push((IP6, OF_IP6));
+    let internet = s.family == libc::AF_INET || s.family == libc::AF_INET6;
+    let stream = s.kind == libc::SOCK_STREAM;
+    let six = s.family == libc::AF_INET6;
+    let lists: [(bool, i32, &[i32]); 9] = [
+        (true, SOCKET, GENERAL),
+        (s.family == libc::AF_UNIX, SOCKET, OF_UNIX),
+        (internet, SOCKET, OF_INTERNET),
+        (internet && !stream, SOCKET, OF_DATAGRAMS),
+        (internet, IP, OF_IP),
+        (internet && !stream, IP, OF_IP_DATAGRAMS),
+        (six, IP6, OF_IP6),
+        (six && !stream, IP6, OF_IP6_DATAGRAMS),
+        (internet && stream, TCP, OF_TCP),
+    ];
+    let mut out = Vec::with_capacity(48);
+    let mut take = |level, name| {
+        if let Ok(value) = sys::getsockopt_bytes(fd, level, name, 32) {
+            out.push((level, name, value));
         }
-        if s.kind == libc::SOCK_STREAM {
-            levels.push((TCP, OF_TCP));
+    };
+    for (_, level, names) in lists.into_iter().filter(|(wanted, ..)| *wanted) {
+        for &name in names {
+            take(level, name);
         }
     }
-    let mut out = Vec::new();
-    for (level, names) in levels {
-        for &name in names {
-            if let Ok(value) = sys::getsockopt_bytes(fd, level, name, 32) {
-                out.push((level, name, value));
-            }
+    // Sizes that the kernel tunes by itself are not the program's.
+    if sys::getsockopt::<i32>(fd, SOCKET, SO_BUF_LOCK) != Ok(0) {
+        for &name in BUFFERS {
+            take(SOCKET, name);
         }
     }
     out

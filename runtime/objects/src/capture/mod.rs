@@ -190,8 +190,14 @@ impl LazyDiag {
 // All that can be said of an open file description without its contents.
 fn describe(fd: i32, st: &libc::stat, diag: &mut LazyDiag) -> Result<Open> {
     let flags = sys::fcntl(fd, libc::F_GETFL, 0).map_err(|e| CaptureError::call(fd, "fcntl(F_GETFL)", e))?;
-    let link = sys::readlink(&sys::proc_path("/proc/self/fd/", fd))
-        .map_err(|e| CaptureError::call(fd, "readlink of /proc/self/fd", e))?;
+    let format = st.st_mode & libc::S_IFMT;
+    // A socket's link says nothing, and there may be thousands.
+    let link = if format == libc::S_IFSOCK && flags & libc::O_PATH == 0 {
+        Vec::new()
+    } else {
+        sys::readlink(&sys::proc_path("/proc/self/fd/", fd))
+            .map_err(|e| CaptureError::call(fd, "readlink of /proc/self/fd", e))?
+    };
     let mut open = Open {
         fd,
         dev: st.st_dev,
@@ -206,7 +212,6 @@ fn describe(fd: i32, st: &libc::stat, diag: &mut LazyDiag) -> Result<Open> {
         return Ok(open);
     }
     open.owner = owner(fd);
-    let format = st.st_mode & libc::S_IFMT;
     open.kind = match format {
         libc::S_IFREG => {
             open.locks = fdinfo::locks(&fdinfo::read(fd)?);
