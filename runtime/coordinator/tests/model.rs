@@ -625,16 +625,6 @@ fn checkpoint_that_kills_with_a_full_disk_and_a_fork() {
     );
 }
 
-/// Some two million states: `cargo test --release -p slackwater-coordinator --test model -- --ignored`.
-#[test]
-#[ignore = "takes minutes"]
-fn all_of_it_at_once() {
-    explore(
-        "fork fork die die checkpoint*2 exec stranger",
-        Budget { forks: 2, deaths: 2, checkpoints: 2, execs: 1, strangers: 1, again: true, ..Budget::default() },
-    );
-}
-
 #[test]
 fn kill_at_any_time() {
     explore("kill checkpoint fork exec", Budget { kills: 1, checkpoints: 1, forks: 1, execs: 1, ..Budget::default() });
