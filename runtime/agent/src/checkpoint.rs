@@ -59,6 +59,7 @@ pub struct Keeper {
     member: u64,
     generation: u64,
     writing: Option<(u64, Writing, Fd)>,
+    fragile: Vec<(u64, u64)>,
 }
 
 /// A snapshot's argument and result, on the stack of [`Keeper::snapshot`].
@@ -156,7 +157,7 @@ impl Keeper {
     pub fn new(member: u64) -> Self {
         THREAD.store(sys::gettid(), Relaxed);
         MEMBER.store(member, Relaxed);
-        Self { member, generation: 0, writing: None }
+        Self { member, generation: 0, writing: None, fragile: Vec::new() }
     }
 
     /// Serves the coordinator until it is gone.
@@ -227,9 +228,12 @@ impl Keeper {
 
     fn checkpoint(&mut self, generation: u64) -> Result<(), String> {
         self.generation = generation;
+        // The child of the last one has reported for itself; it may still be about to end.
+        self.report_writing()?;
         let fail = |reason: String| send(&FromProcess::Failed { generation, reason });
-        if let Err(e) = plugins::dispatch(Event::Presuspend, 0, self.member, generation) {
-            fail(e)?;
+        match plugins::dispatch(Event::Presuspend, 0, self.member, generation).and_then(|_| maps::fragile()) {
+            Ok(fragile) => self.fragile = fragile,
+            Err(e) => return fail(e),
         }
         let (since, before) = (sys::now_ns(), restarts());
         if let Err(reason) = gate::hold(STOP_DEADLINE_NS) {
@@ -349,6 +353,7 @@ impl Keeper {
             threads: described,
             sections: alloc::vec![(meta::SECTION_OBJECTS.to_string(), objects)],
             cutouts: plugins::cutouts(),
+            fragile: core::mem::take(&mut self.fragile),
             image: Fd(high),
             codec,
             sync,

@@ -8,7 +8,7 @@ use crate::{
     arch,
     arena::Scratch,
     conn::move_high,
-    maps::{self, Maps},
+    maps,
     pages::PAGE,
     save,
     sys::{self, Errno, Fd},
@@ -20,6 +20,7 @@ use alloc::{
     vec::Vec,
 };
 use core::ffi::CStr;
+use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::*};
 use slackwater_image::meta::{self, Backing, Region, flag};
 
@@ -33,6 +34,8 @@ pub struct Facts {
     pub sections: Vec<(String, Vec<u8>)>,
     /// Ranges left out by plugins.
     pub cutouts: Vec<(u64, u64)>,
+    /// Memory that a forked child would not see, as of just before the stop; see [`maps::fragile`].
+    pub fragile: Vec<(u64, u64)>,
     /// Open for writing, empty.
     pub image: Fd,
     /// Codec number of the image format; see [`save::write`].
@@ -62,7 +65,7 @@ pub struct Outcome {
     /// 1 when the child has opened what it needs.
     ready: AtomicU32,
     /// What it opened; these numbers are the program's too, and closed by us.
-    fds: [AtomicI32; 2],
+    fds: [AtomicI32; 3],
 }
 
 impl Outcome {
@@ -150,17 +153,23 @@ pub struct Files {
     pub memory: Fd,
     /// /proc/self/pagemap.
     pub pagemap: Fd,
+    /// /proc/self/smaps, or maps where a walk of all page tables would take too long, or there is no smaps.
+    pub maps: Fd,
 }
 
 impl Files {
-    fn open() -> Result<Self, String> {
+    fn open(flags: bool) -> Result<Self, String> {
         let open = |path: &CStr| {
             let fd = sys::open(path, libc::O_RDONLY, 0).map_err(|e| format!("{}: {e}", path.to_string_lossy()))?;
             let high = move_high(fd.0).map_err(|e| format!("no free descriptor: {e}"))?;
             core::mem::forget(fd);
             Ok::<_, String>(Fd(high))
         };
-        Ok(Self { memory: open(c"/proc/self/mem")?, pagemap: open(c"/proc/self/pagemap")? })
+        let maps = match flags {
+            true => open(c"/proc/self/smaps").or_else(|_| open(c"/proc/self/maps"))?,
+            false => open(c"/proc/self/maps")?,
+        };
+        Ok(Self { memory: open(c"/proc/self/mem")?, pagemap: open(c"/proc/self/pagemap")?, maps })
     }
 }
 
@@ -172,11 +181,12 @@ pub struct Copy {
     pub runs: Vec<(u64, u64, u64)>,
 }
 
-/// Must this region be copied before the program goes on?
-fn needs_copy(r: &Region) -> bool {
+/// Must this region be copied before the program goes on? (Whether a shared one can be written to is known only later.)
+fn needs_copy(r: &Region, fragile: &[(u64, u64)]) -> bool {
     r.flags & flag::CUTOUT == 0
-        && (r.flags & (flag::DONTFORK | flag::WIPEONFORK) != 0
-            || matches!(r.backing, Backing::Shared(_)) && r.flags & flag::MAYWRITE != 0)
+        && (matches!(r.backing, Backing::Shared(_))
+            || r.flags & (flag::DONTFORK | flag::WIPEONFORK) != 0
+            || fragile.iter().any(|&(s, e)| r.range.start < e && s < r.range.end))
 }
 
 /// Runs of pages of a shared mapping that are in memory (mincore(2): the object's pages, whoever touched them).
@@ -232,10 +242,11 @@ fn unmap_copies(copies: &[Copy]) {
 }
 
 fn freeze_inner(facts: &Facts, scratch: (u64, u64), outcome: *mut Outcome) -> Result<Option<Child>, String> {
-    let Maps { regions, .. } = maps::read(&[scratch, (outcome as u64, outcome as u64 + PAGE)])?;
-    let files = Files::open()?;
+    let ours = [scratch, (outcome as u64, outcome as u64 + PAGE)];
+    let files = Files::open(facts.sync)?;
+    let mut regions = maps::read(&files.maps, &ours)?;
     let mut copies = Vec::new();
-    for (i, r) in regions.iter().enumerate().filter(|(_, r)| needs_copy(r)) {
+    for (i, r) in regions.iter().enumerate().filter(|(_, r)| needs_copy(r, &facts.fragile)) {
         copies.push(copy_region(i, r, &files.memory)?);
     }
     if facts.sync {
@@ -252,14 +263,20 @@ fn freeze_inner(facts: &Facts, scratch: (u64, u64), outcome: *mut Outcome) -> Re
         // SAFETY: shared with the parent.
         let o = unsafe { &mut *outcome };
         // The program has not gone on yet: these take no number that it might be about to get.
-        let files = Files::open();
+        let files = Files::open(true);
         if let Ok(f) = &files {
-            o.fds[0].store(f.memory.0, Relaxed);
-            o.fds[1].store(f.pagemap.0, Relaxed);
+            for (slot, fd) in o.fds.iter().zip([&f.memory, &f.pagemap, &f.maps]) {
+                slot.store(fd.0, Relaxed);
+            }
         }
         o.ready.store(1, Release);
         sys::futex_wake_shared(&o.ready);
-        o.report(files.and_then(|f| save::write(facts, &regions, &copies, &f)));
+        // The descriptor table is shared: the parent closes them, and a second close might hit somebody else's.
+        o.report(files.map(ManuallyDrop::new).and_then(|f| {
+            let here = maps::read(&f.maps, &ours)?;
+            maps::complete(&mut regions, &here, |i| copies.iter().any(|c| c.region == i))?;
+            save::write(facts, &regions, &copies, &f)
+        }));
         // Our parent may have ended meanwhile (a short-lived process): this process tells the coordinator itself, on
         // the connection that it shares.
         if (facts.report)(o.result()).is_ok() {
@@ -288,8 +305,8 @@ fn freeze_inner(facts: &Facts, scratch: (u64, u64), outcome: *mut Outcome) -> Re
     while o.ready.load(Acquire) == 0 && !sys::readable(pidfd.0, 0) {
         sys::futex_wait_shared(&o.ready, 0, 10_000_000);
     }
-    let files = Files { memory: Fd(o.fds[0].load(Relaxed)), pagemap: Fd(o.fds[1].load(Relaxed)) };
-    Ok(Some(Child { pid: pid as i32, pidfd, _files: files }))
+    let [memory, pagemap, maps] = [0, 1, 2].map(|i| Fd(o.fds[i].load(Relaxed)));
+    Ok(Some(Child { pid: pid as i32, pidfd, _files: Files { memory, pagemap, maps } }))
 }
 
 /// Freezes memory. Call it through `with_context`, so that the image knows where the checkpoint thread goes on.
@@ -303,8 +320,7 @@ pub fn freeze(facts: &Facts) -> Result<Writing, String> {
         .map_err(|e| format!("mmap: {e}"))? as *mut Outcome;
     // SAFETY: just mapped.
     unsafe {
-        (*outcome).fds[0].store(-1, Relaxed);
-        (*outcome).fds[1].store(-1, Relaxed);
+        (*outcome).fds.iter().for_each(|fd| fd.store(-1, Relaxed));
     }
     let scratch = Scratch::reserve().map_err(|e| format!("mmap: {e}"))?;
     scratch.enter();

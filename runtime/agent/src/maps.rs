@@ -2,7 +2,7 @@
 //!
 //! Runs in the stopped program, before the fork: MADV_DONTFORK and MADV_WIPEONFORK memory would be missing in the child.
 use crate::{
-    sys,
+    sys::{self, Fd},
     text::{dec, hex, lines},
 };
 use alloc::{ffi::CString, format, string::String, vec::Vec};
@@ -152,7 +152,8 @@ pub fn parse(text: &[u8], ours: &[(u64, u64)]) -> Result<Maps, String> {
         let bit = |i: usize, c: u8, v: u32| if p.get(i) == Some(&c) { v } else { 0 };
         let prot = bit(0, b'r', 1) | bit(1, b'w', 2) | bit(2, b'x', 4);
         let shared = p.get(3) == Some(&b's');
-        let mut flags = 0;
+        // All that can be said where a kernel has no smaps.
+        let mut flags = if shared && prot & 2 != 0 { flag::MAYWRITE } else { 0 };
         let backing = if is_verbs_device(h.name) {
             flags |= flag::CUTOUT;
             Backing::Anon
@@ -180,15 +181,47 @@ pub fn parse(text: &[u8], ours: &[(u64, u64)]) -> Result<Maps, String> {
     }
 }
 
-/// Of the calling process.
+/// From an open /proc/self/smaps or maps.
 ///
 /// # Errors
 /// As [`parse`].
-pub fn read(ours: &[(u64, u64)]) -> Result<Maps, String> {
-    let text = sys::read_file(c"/proc/self/smaps")
-        .or_else(|_| sys::read_file(c"/proc/self/maps"))
-        .map_err(|e| format!("/proc/self/maps: {e}"))?;
-    parse(&text, ours)
+pub fn read(fd: &Fd, ours: &[(u64, u64)]) -> Result<Vec<Region>, String> {
+    let text = sys::read_all(fd).map_err(|e| format!("/proc/self/maps: {e}"))?;
+    parse(&text, ours).map(|m| m.regions)
+}
+
+/// Ranges that a forked child would not see, or see as zeros (MADV_DONTFORK, MADV_WIPEONFORK). Walks all page tables, as
+/// smaps does: to be called before the program is stopped.
+///
+/// # Errors
+/// As [`parse`].
+pub fn fragile() -> Result<Vec<(u64, u64)>, String> {
+    let text = sys::read_file(c"/proc/self/smaps").unwrap_or_default();
+    let fragile = |r: &Region| r.flags & (flag::DONTFORK | flag::WIPEONFORK) != 0;
+    Ok(parse(&text, &[])?.regions.iter().filter(|r| fragile(r)).map(|r| (r.range.start, r.range.end)).collect())
+}
+
+/// In the child: completes `regions`, which were read from maps, with the flags that its own smaps shows. `copied` says
+/// which were copied before the fork.
+///
+/// # Errors
+/// A region that the child does not have, or has as zeros, though it was not copied: the program changed it in the moment
+/// before it was stopped.
+pub fn complete(regions: &mut [Region], here: &[Region], copied: impl Fn(usize) -> bool) -> Result<(), String> {
+    for (i, r) in regions.iter_mut().enumerate() {
+        let at = here.partition_point(|h| h.range.start < r.range.start);
+        match here.get(at).filter(|h| h.range == r.range) {
+            Some(h) if h.flags & flag::WIPEONFORK == 0 || copied(i) => r.flags |= h.flags,
+            None if copied(i) => r.flags |= flag::DONTFORK | flag::MAYWRITE,
+            _ => {
+                return Err(format!(
+                    "memory at {:#x} was made invisible to a forked child while the checkpoint began: take it again",
+                    r.range.start
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Where the vdso and its data lie: (vdso, vvar).

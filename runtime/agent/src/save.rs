@@ -115,6 +115,9 @@ impl Saver<'_> {
             Backing::Anon => false,
             Backing::FilePrivate(f) | Backing::Shared(f) => !f.deleted,
         };
+        if matches!(r.backing, Backing::Shared(_)) && r.flags & flag::MAYWRITE == 0 {
+            return Ok(());
+        }
         if let Some(c) = copy {
             for &(vaddr, from, len) in &c.runs {
                 self.in_place(vaddr, from, len, !live_file)?;

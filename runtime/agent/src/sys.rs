@@ -90,7 +90,11 @@ pub fn open(path: &CStr, flags: i32, mode: u32) -> Result<Fd> {
 
 /// Reads until the end of file.
 pub fn read_file(path: &CStr) -> Result<Vec<u8>> {
-    let fd = open(path, libc::O_RDONLY, 0)?;
+    read_all(&open(path, libc::O_RDONLY, 0)?)
+}
+
+/// Reads an open file until its end.
+pub fn read_all(fd: &Fd) -> Result<Vec<u8>> {
     let mut out: Vec<u8> = Vec::with_capacity(4096);
     loop {
         if out.capacity() - out.len() < 4096 {
