@@ -1,0 +1,70 @@
+//! A job: one program under one `mpirun`.
+use crate::transport::Transport;
+use anyhow::{Context as _, Result};
+use slackwater_harness::{Computation, Mode, Program};
+use std::path::{Path, PathBuf};
+
+/// A program of `programs/`, how it is started, and with how many ranks.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The program, with its compiler and arguments.
+    pub program: Program,
+    /// The way for the bytes.
+    pub transport: &'static Transport,
+    /// Number of ranks.
+    pub ranks: u32,
+}
+
+impl Job {
+    /// `program` (its name without extension) over `transport`.
+    ///
+    /// # Errors
+    /// When there is no such program.
+    pub fn new(program: &str, args: &[&str], transport: &'static Transport, ranks: u32) -> Result<Self> {
+        let all = Program::all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("programs"))?;
+        let mut found = all.into_iter().find(|p| p.name == program).with_context(|| format!("no program {program}"))?;
+        found.compiler = transport.mpi.compiler().to_owned();
+        found.args = args.iter().map(|a| (*a).to_owned()).collect();
+        Ok(Self { program: found, transport, ranks })
+    }
+
+    /// The whole command line; the program is built if need be.
+    ///
+    /// # Errors
+    /// What the compiler says.
+    pub fn command(&self) -> Result<Vec<String>> {
+        let mut words = self.transport.mpirun(self.ranks);
+        words.extend(self.program.command()?);
+        Ok(words)
+    }
+
+    /// A computation for it, `native` or under `slackwater`, with the environment that the launchers want.
+    ///
+    /// # Errors
+    /// When `slackwater` has not been built.
+    pub fn computation(&self, native: bool) -> Result<Computation> {
+        let mut computation = if native { Computation::native(Mode::Pipe)? } else { Computation::new(Mode::Pipe)? };
+        // Tests run as root in containers and in the guest, which Open MPI wants to hear twice.
+        computation.env("OMPI_ALLOW_RUN_AS_ROOT", "1");
+        computation.env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+        Ok(computation)
+    }
+
+    /// Launches it.
+    ///
+    /// # Errors
+    /// When it cannot be started, or the plugin for verbs is missing.
+    pub fn launch(&self, computation: &mut Computation, native: bool) -> Result<()> {
+        let plugin = if self.transport.verbs && !native { Some(ib_plugin()?) } else { None };
+        let options = plugin.map(|p| vec!["--plugin".to_owned(), p.to_string_lossy().into_owned()]).unwrap_or_default();
+        computation.launch_with(&options.iter().map(String::as_str).collect::<Vec<_>>(), &self.command()?)
+    }
+}
+
+/// The InfiniBand plugin beside `slackwater`.
+fn ib_plugin() -> Result<PathBuf> {
+    let slackwater = slackwater_harness::Kit::find()?.slackwater();
+    let plugin = slackwater.with_file_name("libslackwater_ib.so");
+    anyhow::ensure!(plugin.exists(), "no {}: run `cargo build --release -p slackwater-ib` first", plugin.display());
+    Ok(plugin)
+}

@@ -1,0 +1,16 @@
+//! Whole MPI stacks, as the users run them: `slackwater launch mpirun ...`, seen from outside.
+//!
+//! A [`Job`] is one program under one `mpirun` over one [`Transport`] (which is data) with so many ranks. [`scenario`] plays
+//! it: it is checkpointed while messages fly, killed with SIGKILL, mpirun and daemons and all, and restarted. The programs
+//! in `programs/` check every byte themselves; the solver's digits are also compared with those of a native run.
+//!
+//! Rules: those of the harness below it: waits are for events and are bounded.
+#![deny(unsafe_code)]
+
+pub mod guest;
+pub mod job;
+pub mod scenario;
+pub mod transport;
+
+pub use job::Job;
+pub use transport::{Mpi, TRANSPORTS, Transport};

@@ -1,0 +1,70 @@
+//! What a job is put through. Each scenario ends with the program's own verdict and the launcher's exit status.
+use crate::Job;
+use anyhow::{Context as _, Result, bail, ensure};
+use slackwater_harness::Computation;
+
+/// The names that [`play`] knows.
+pub const SCENARIOS: [&str; 4] = ["native", "go-on", "restart", "digits"];
+
+/// Plays `scenario` with `checkpoints` checkpoints.
+///
+/// - `native`: without slackwater. What fails here is a mistake in the test.
+/// - `go-on`: checkpoints are taken one after the other; the job goes on.
+/// - `restart`: checkpoint, SIGKILL of everything, restart; again and again, so that most are restarts of restarts.
+/// - `digits`: the solver, killed and restarted on its way, prints the very digits of an uninterrupted native run.
+///
+/// # Errors
+/// What went wrong, and at which checkpoint.
+pub fn play(job: &Job, scenario: &str, checkpoints: u32) -> Result<()> {
+    let native = scenario == "native";
+    let mut computation = job.computation(native)?;
+    job.launch(&mut computation, native)?;
+    computation.wait_line("ready")?;
+    computation.wait_line(BEAT)?;
+    match scenario {
+        "native" => {}
+        "go-on" => {
+            for n in 1..=checkpoints {
+                computation.checkpoint(&[]).with_context(|| format!("checkpoint {n}"))?;
+                computation.wait_new_line(BEAT).with_context(|| format!("after checkpoint {n}"))?;
+            }
+        }
+        "restart" => cycles(&mut computation, checkpoints)?,
+        "digits" => return digits(job, computation, checkpoints),
+        _ => bail!("no such scenario: {scenario}"),
+    }
+    computation.finish()
+}
+
+/// Each program prints a line that begins so when it has gone once through its checks.
+const BEAT: &str = "beat";
+
+fn cycles(computation: &mut Computation, checkpoints: u32) -> Result<()> {
+    for n in 1..=checkpoints {
+        computation.checkpoint(&[]).with_context(|| format!("checkpoint {n}"))?;
+        computation.wait_new_line(BEAT).with_context(|| format!("after checkpoint {n}"))?;
+        computation.sigkill_all()?;
+        computation.restart(None)?;
+        computation.wait_line(BEAT).with_context(|| format!("after restart {n}"))?;
+    }
+    Ok(())
+}
+
+/// The job must be one that ends by itself.
+fn digits(job: &Job, mut computation: Computation, checkpoints: u32) -> Result<()> {
+    cycles(&mut computation, checkpoints)?;
+    let interrupted = answer(&mut computation)?;
+    let mut computation = job.computation(true)?;
+    job.launch(&mut computation, true)?;
+    let native = answer(&mut computation)?;
+    ensure!(interrupted == native, "restarted: {interrupted}\nuninterrupted: {native}");
+    Ok(())
+}
+
+fn answer(computation: &mut Computation) -> Result<String> {
+    let line = computation.wait_line("answer")?;
+    computation.wait_line("PASS")?;
+    let status = computation.wait_exit()?;
+    ensure!(status.success(), "it printed PASS, and ended with {status}");
+    Ok(line)
+}

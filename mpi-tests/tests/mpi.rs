@@ -1,0 +1,86 @@
+//! Tests of MPI jobs: `PLACE::TRANSPORT::PROGRAM::SCENARIO::npN`, PLACE being `host` or `guest`.
+//!
+//! What takes part depends on `$SLACKWATER_LEVEL` (quick, normal, full); what does not is listed as ignored.
+#![deny(unsafe_code)]
+
+use anyhow::{Result, ensure};
+use libtest_mimic::{Arguments, Failed, Trial};
+use slackwater_harness::in_guest;
+use slackwater_mpi_tests::{Job, TRANSPORTS, Transport, guest, scenario};
+use std::process::ExitCode;
+
+const LEVELS: [&str; 3] = ["quick", "normal", "full"];
+
+/// Program, arguments, scenario, ranks, checkpoints, and the level from which on it takes part. `{}`: the verbs trials and
+/// those of one transport of each MPI are `normal` where it says `most`, for all others it is `full`.
+struct Row {
+    program: &'static str,
+    args: &'static [&'static str],
+    scenario: &'static str,
+    ranks: u32,
+    checkpoints: u32,
+    level: &'static str,
+}
+
+const ROWS: &[Row] = &[
+    Row { program: "solver", args: &["0", "64"], scenario: "native", ranks: 2, checkpoints: 0, level: "normal" },
+    Row { program: "stress", args: &[], scenario: "native", ranks: 2, checkpoints: 0, level: "normal" },
+    Row { program: "threads", args: &[], scenario: "native", ranks: 2, checkpoints: 0, level: "full" },
+    Row { program: "solver", args: &["400", "64"], scenario: "digits", ranks: 2, checkpoints: 2, level: "normal" },
+    Row { program: "stress", args: &[], scenario: "restart", ranks: 2, checkpoints: 3, level: "normal" },
+    Row { program: "stress", args: &[], scenario: "go-on", ranks: 2, checkpoints: 5, level: "normal" },
+    Row { program: "threads", args: &[], scenario: "restart", ranks: 2, checkpoints: 3, level: "normal" },
+    Row { program: "stress", args: &[], scenario: "restart", ranks: 4, checkpoints: 25, level: "full" },
+    Row { program: "stress", args: &[], scenario: "go-on", ranks: 4, checkpoints: 100, level: "full" },
+    Row { program: "solver", args: &["0", "64"], scenario: "restart", ranks: 8, checkpoints: 5, level: "full" },
+];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let chosen = rank(&std::env::var("SLACKWATER_LEVEL").unwrap_or_default());
+    let has_xtask = std::env::var_os("SLACKWATER_XTASK").is_some();
+    let mut trials = Vec::new();
+    for transport in TRANSPORTS {
+        for row in ROWS {
+            let name = format!("{}::{}::{}::np{}", transport.name, row.program, row.scenario, row.ranks);
+            let skip = rank(row.level) > chosen;
+            if transport.verbs && !in_guest() {
+                let trial = Trial::test(format!("guest::{name}"), {
+                    move || {
+                        // Built outside: the guest's file system forgets it.
+                        job(row, transport).and_then(|j| j.command()).map_err(fail)?;
+                        guest::run(&format!("host::{name}")).map_err(fail)
+                    }
+                });
+                trials.push(trial.with_ignored_flag(skip || !has_xtask));
+            } else {
+                let trial = Trial::test(format!("host::{name}"), move || run(row, transport).map_err(fail));
+                trials.push(trial.with_ignored_flag(skip));
+            }
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn rank(level: &str) -> usize {
+    LEVELS.iter().position(|l| *l == level).unwrap_or(1)
+}
+
+fn job(row: &Row, transport: &'static Transport) -> Result<Job> {
+    Job::new(row.program, row.args, transport, row.ranks)
+}
+
+fn run(row: &Row, transport: &'static Transport) -> Result<()> {
+    let before = if transport.verbs { guest::packets_sent()? } else { 0 };
+    scenario::play(&job(row, transport)?, row.scenario, row.checkpoints)?;
+    if transport.verbs {
+        let sent = guest::packets_sent()? - before;
+        ensure!(sent > 100, "only {sent} packets went over the RDMA device: the job took another way");
+    }
+    Ok(())
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "map_err hands it over")]
+fn fail(error: anyhow::Error) -> Failed {
+    Failed::from(format!("{error:#}"))
+}
