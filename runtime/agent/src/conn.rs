@@ -252,7 +252,8 @@ fn drop_connection(slot: &mut Option<Connection>) {
 /// Descriptors that [`move_high`] made and nobody has closed since; 0: free place.
 static HIGH: [AtomicI32; 64] = [const { AtomicI32::new(0) }; 64];
 
-fn own(fd: i32) {
+/// The descriptor is ours: the child of a fork closes it.
+pub fn own(fd: i32) {
     _ = HIGH.iter().find(|slot| slot.compare_exchange(0, fd, Relaxed, Relaxed).is_ok());
 }
 

@@ -7,7 +7,7 @@
 use crate::{
     arch,
     arena::Scratch,
-    conn::move_high,
+    conn::{self, move_high},
     maps,
     pages::PAGE,
     save,
@@ -306,6 +306,9 @@ fn freeze_inner(facts: &Facts, scratch: (u64, u64), outcome: *mut Outcome) -> Re
         sys::futex_wait_shared(&o.ready, 0, 10_000_000);
     }
     let [memory, pagemap, maps] = [0, 1, 2].map(|i| Fd(o.fds[i].load(Relaxed)));
+    for fd in [&memory, &pagemap, &maps] {
+        conn::own(fd.0);
+    }
     Ok(Some(Child { pid: pid as i32, pidfd, _files: Files { memory, pagemap, maps } }))
 }
 

@@ -16,6 +16,7 @@ use alloc::{
 use core::{
     cell::UnsafeCell,
     ffi::{CStr, c_char, c_int, c_void},
+    sync::atomic::{AtomicU32, Ordering::*},
 };
 use slackwater_protocol::{
     auth::Secret,
@@ -127,6 +128,7 @@ fn hostname() -> String {
 
 /// The checkpoint thread is a pthread, for plugins use libc in their hooks. It takes no signal of the program's.
 fn spawn() -> Result<(), String> {
+    HANDLER.store(0, Release);
     let all = u64::MAX;
     let mut old = 0u64;
     // SAFETY: masks are 8 bytes; the thread gets no argument.
@@ -141,13 +143,22 @@ fn spawn() -> Result<(), String> {
         libc::pthread_detach(thread);
     }
     // Now glibc's own handler is in place (it is installed by the first pthread_create), and ours goes before it.
-    stop::install().map_err(|e| format!("rt_sigaction: {e}"))
+    let installed = stop::install().map_err(|e| format!("rt_sigaction: {e}"));
+    HANDLER.store(1, Release);
+    sys::futex_wake(&HANDLER);
+    installed
 }
+
+/// 1 when the stop handler is in place: until then the new checkpoint thread must not serve.
+static HANDLER: AtomicU32 = AtomicU32::new(0);
 
 extern "C" fn run(_: *mut c_void) -> *mut c_void {
     let mask = !(1u64 << (stop::SIGNAL - 1));
     // SAFETY: 8 bytes. glibc's use of the signal (setuid in threads) must reach this thread too.
     _ = unsafe { sc!(rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, 0, 8) };
+    while HANDLER.load(Acquire) == 0 {
+        sys::futex_wait(&HANDLER, 0, None);
+    }
     let member = loop {
         match conn::with(|c| c.receive::<ToProcess>()) {
             Ok(ToProcess::Joined { member }) => break Ok(member),
