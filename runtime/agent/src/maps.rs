@@ -209,8 +209,9 @@ pub fn fragile() -> Result<Vec<(u64, u64)>, String> {
 /// before it was stopped.
 pub fn complete(regions: &mut [Region], here: &[Region], copied: impl Fn(usize) -> bool) -> Result<(), String> {
     for (i, r) in regions.iter_mut().enumerate() {
-        let at = here.partition_point(|h| h.range.start < r.range.start);
-        match here.get(at).filter(|h| h.range == r.range) {
+        // It may be part of a larger one there: a copy made for this checkpoint can merge with its neighbour.
+        let at = here.partition_point(|h| h.range.end <= r.range.start);
+        match here.get(at).filter(|h| h.range.start <= r.range.start && r.range.end <= h.range.end) {
             Some(h) if h.flags & flag::WIPEONFORK == 0 || copied(i) => r.flags |= h.flags,
             None if copied(i) => r.flags |= flag::DONTFORK | flag::MAYWRITE,
             _ => {
