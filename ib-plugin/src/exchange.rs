@@ -1,0 +1,156 @@
+//! What processes tell each other at a checkpoint and at a restart, and under which keys.
+//!
+//! A process publishes one *card* (its ports and open QPs) under its member number, one record for each QP under the QP's
+//! own name, and after a restart one table of its keys. Member numbers may have gaps: they are asked for in growing batches
+//! until as many cards are found as there are members.
+use crate::ident::PortMap;
+use crate::peers::QpId;
+use crate::wire::{Reader, Writer};
+use alloc::vec::Vec;
+use slackwater_plugin::{Info, publish, query};
+
+/// Scope of all keys; also the plugin's name.
+pub(crate) const SCOPE: &core::ffi::CStr = c"ib";
+
+/// A process's card.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Card {
+    pub(crate) member: u64,
+    pub(crate) ports: Vec<PortMap>,
+    /// QPs that anybody may address: unconnected ones and datagram QPs; (id, number now).
+    pub(crate) open: Vec<(QpId, u32)>,
+    /// Some of them are not datagram QPs.
+    pub(crate) connectable: bool,
+}
+
+impl Card {
+    fn encode(&self) -> Vec<u8> {
+        let mut w = Writer::default();
+        w.u64(self.member);
+        w.u32(self.ports.len() as u32);
+        for p in &self.ports {
+            p.put(&mut w);
+        }
+        w.u8(self.connectable.into());
+        w.u32(self.open.len() as u32);
+        for ((guid, number), now) in &self.open {
+            w.u64(*guid);
+            w.u32(*number);
+            w.u32(*now);
+        }
+        w.0
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut r = Reader(bytes);
+        let member = r.u64()?;
+        let ports = (0..r.u32()?).map(|_| PortMap::get(&mut r)).collect::<Option<_>>()?;
+        let connectable = r.u8()? != 0;
+        let open = (0..r.u32()?).map(|_| Some(((r.u64()?, r.u32()?), r.u32()?))).collect::<Option<_>>()?;
+        Some(Self { member, ports, open, connectable })
+    }
+
+    pub(crate) fn publish(&self) -> bool {
+        publish(SCOPE, &card_key(self.member), &self.encode())
+    }
+
+    /// The cards of all members; None: the exchange failed, or fewer came than there are members.
+    pub(crate) fn all(info: &Info) -> Option<Vec<Self>> {
+        let mut cards = Vec::new();
+        let mut from = 0u64;
+        let mut batch = 64u64;
+        while (cards.len() as u32) < info.members && from < 1 << 20 {
+            let keys: Vec<[u8; 9]> = (from..from + batch).map(card_key).collect();
+            let refs: Vec<&[u8]> = keys.iter().map(<[u8; 9]>::as_slice).collect();
+            for value in query(SCOPE, &refs)?.into_iter().flatten() {
+                cards.push(Self::decode(&value)?);
+            }
+            from += batch;
+            batch *= 2;
+        }
+        ((cards.len() as u32) >= info.members).then_some(cards)
+    }
+}
+
+fn card_key(member: u64) -> [u8; 9] {
+    let mut key = [b'm'; 9];
+    key[1..].copy_from_slice(&member.to_le_bytes());
+    key
+}
+
+/// Key of a QP's record; `what`: 'q' at a checkpoint, 'c' at a restart.
+pub(crate) fn qp_key(what: u8, id: QpId) -> [u8; 13] {
+    let mut key = [what; 13];
+    key[1..9].copy_from_slice(&id.0.to_le_bytes());
+    key[9..].copy_from_slice(&id.1.to_le_bytes());
+    key
+}
+
+/// What a QP's owner says of it while the computation is quiesced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// State of the driver's QP.
+    pub(crate) state: u8,
+    /// Remote operations that it permits.
+    pub(crate) access: u32,
+    /// Two-sided requests posted.
+    pub(crate) sent: u64,
+    /// Messages received.
+    pub(crate) received: u64,
+    /// The longest of the messages that may be still to come.
+    pub(crate) longest: u32,
+}
+
+impl Counts {
+    pub(crate) fn publish(&self, id: QpId) -> bool {
+        let mut w = Writer::default();
+        w.u8(self.state);
+        w.u32(self.access);
+        w.u64(self.sent);
+        w.u64(self.received);
+        w.u32(self.longest);
+        publish(SCOPE, &qp_key(b'q', id), &w.0)
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut r = Reader(bytes);
+        Some(Self { state: r.u8()?, access: r.u32()?, sent: r.u64()?, received: r.u64()?, longest: r.u32()? })
+    }
+}
+
+/// Values under keys of one kind; None: the exchange failed.
+pub(crate) fn ask<K: AsRef<[u8]>>(keys: &[K]) -> Option<Vec<Option<Vec<u8>>>> {
+    if keys.is_empty() {
+        return Some(Vec::new());
+    }
+    let refs: Vec<&[u8]> = keys.iter().map(AsRef::as_ref).collect();
+    query(SCOPE, &refs)
+}
+
+/// Key of a process's table of remote keys.
+pub(crate) fn table_key(member: u64) -> [u8; 9] {
+    let mut key = [b'r'; 9];
+    key[1..].copy_from_slice(&member.to_le_bytes());
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cards_and_counts_survive_the_wire() {
+        let card = Card {
+            member: 7,
+            ports: alloc::vec![PortMap { id: (9, 1), lids: (3, 4), gids: alloc::vec![([1; 16], [2; 16])] }],
+            open: alloc::vec![((9, 17), 40)],
+            connectable: true,
+        };
+        let bytes = card.encode();
+        assert_eq!(Card::decode(&bytes), Some(card));
+        for n in 0..bytes.len() {
+            assert_eq!(Card::decode(&bytes[..n]), None, "a cut card is no card");
+        }
+        assert_eq!(Counts::decode(&[]), None);
+    }
+}

@@ -1,0 +1,64 @@
+//! The shadow driver: programs that talk libibverbs are checkpointed while the network stays up, and restarted on other
+//! devices with other LIDs, GIDs, queue pair numbers and keys.
+//!
+//! The program calls our definitions of libibverbs' functions (symbol interposition, [`exports`]) and holds *shadow
+//! objects*; behind each stands a *real* one of the driver, which lives in a link namespace of its own ([`driver`]). Before
+//! the first restart all ids are the driver's own. `docs/ib-plugin.md` says what a checkpoint does and why it loses
+//! nothing.
+//!
+//! Rules: every entry is inside a [`slackwater_plugin::Wrapper`] while it holds a lock of ours or runs in the driver, and
+//! never blocks there. Nothing here uses the program's malloc, stdio or loader, but for the one `dlmopen` at first use.
+//! Objects are raw pointers, because programs hold them: each module states what guards its fields.
+#![no_std]
+#![deny(unsafe_code)]
+#![warn(missing_docs)]
+extern crate alloc;
+extern crate std;
+
+macro_rules! modules {
+    ($($name:ident)*) => { $(
+        #[allow(unsafe_code)]
+        #[allow(
+            unsafe_op_in_unsafe_fn,
+            reason = "nearly every line of these functions touches objects that the program holds; the module's Safety \
+                      paragraph states the contract once"
+        )]
+        mod $name;
+    )* };
+}
+modules! {
+    ah arena channel context cq device events exchange exports fds ident keys mr pd peers post qp quiesce refuse registry
+    restart ring srq sync wire wr
+}
+#[allow(unsafe_code)]
+#[allow(unsafe_op_in_unsafe_fn, reason = "as above")]
+pub mod driver;
+
+pub use events::event;
+pub use exports::{EXPORTS, Export, How};
+
+#[allow(unsafe_code)]
+#[global_allocator]
+static ALLOCATOR: arena::Arena = arena::Arena;
+
+/// One line to standard error, without stdio.
+#[allow(unsafe_code)]
+fn say(line: &str) {
+    let line = alloc::format!("{line}\n");
+    // SAFETY: the bytes live through the call.
+    unsafe { libc::write(2, line.as_ptr().cast(), line.len()) };
+}
+
+/// Ends a wrapper whose guard was forgotten because it spans several calls of the program.
+#[allow(unsafe_code)]
+fn leave_wrapper() {
+    // SAFETY: `Wrapper` is a zero-sized token; the caller has forgotten one.
+    drop(unsafe { core::mem::transmute::<(), slackwater_plugin::Wrapper>(()) });
+}
+
+/// A C string's bytes.
+#[allow(unsafe_code)]
+fn bytes_of(chars: &[core::ffi::c_char]) -> &[u8] {
+    // SAFETY: c_char and u8 have the same layout.
+    unsafe { core::slice::from_raw_parts(chars.as_ptr().cast(), chars.len()) }
+}

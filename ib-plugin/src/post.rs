@@ -1,0 +1,315 @@
+//! The data path: posts, and what each completion tells.
+//!
+//! Rules: `post_send` copies nothing before a restart but for datagrams (whose address handle is a shadow); it counts
+//! after the driver has taken the work, up to the first refused request, for counts are read only while the program stands
+//! still. Receives are remembered, for they are what a restart must post again. Lock order: queue, then CQ; SRQ alone.
+//!
+//! # Safety
+//! FFI entries: arguments are what `<infiniband/verbs.h>` says, objects are ours.
+use crate::cq::Cq;
+use crate::qp::{Keep, MARKER, Qp, Soaked};
+use crate::srq::Srq;
+use crate::{ah::Ah, context::Context, mr, peers};
+use alloc::vec::Vec;
+use core::ffi::{c_int, c_uint};
+use core::mem::{MaybeUninit, zeroed};
+use core::ptr::null_mut;
+use rdma_sys::*;
+use slackwater_plugin::Wrapper;
+
+/// Opcodes that take a receive at the other side: RDMA_WRITE_WITH_IMM, SEND, SEND_WITH_IMM, SEND_WITH_INV.
+const TWO_SIDED: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 9;
+/// Opcodes whose answer changes our memory: RDMA_READ, CMP_SWP, FETCH_ADD.
+const ANSWERED: u32 = 1 << 4 | 1 << 5 | 1 << 6;
+pub(crate) const SIGNALED: c_uint = 2;
+pub(crate) const INLINE: c_uint = 8;
+
+/// `ibv_post_send(3)`, through `context->ops`.
+pub(crate) unsafe extern "C" fn post_send(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad: *mut *mut ibv_send_wr) -> c_int {
+    let _w = Wrapper::enter();
+    let qp = &mut *qp.cast::<Qp>();
+    qp.sq_lock.acquire();
+    let ret = send_locked(qp, wr, bad);
+    qp.sq_lock.release();
+    ret
+}
+
+/// With the send queue's lock held.
+#[inline(always)]
+pub(crate) unsafe fn send_locked(qp: &mut Qp, wr: *mut ibv_send_wr, bad: *mut *mut ibv_send_wr) -> c_int {
+    if qp.copies {
+        return send_copied(qp, wr, bad);
+    }
+    let ret = (qp.post_send)(qp.real, wr, bad);
+    count(qp, wr, if ret == 0 { null_mut() } else { *bad });
+    ret
+}
+
+#[inline(always)]
+unsafe fn count(qp: &mut Qp, mut wr: *mut ibv_send_wr, end: *mut ibv_send_wr) {
+    while wr != end && !wr.is_null() {
+        let op = (*wr).opcode;
+        if TWO_SIDED >> op & 1 != 0 {
+            let mut len = 0;
+            if op != 1 {
+                for i in 0..(*wr).num_sge as usize {
+                    len += (*(*wr).sg_list.add(i)).length;
+                }
+            }
+            qp.sq.sent(len);
+        }
+        if qp.sig_all | ((*wr).send_flags & SIGNALED != 0) {
+            qp.sq.signaled += 1;
+            qp.sq.tail = 0;
+            qp.sq.tail_open = false;
+            qp.sq.tail_answered = false;
+        } else {
+            qp.sq.tail += 1;
+            qp.sq.tail_open = TWO_SIDED >> op & 1 == 0;
+            qp.sq.tail_answered |= ANSWERED >> op & 1 != 0;
+        }
+        wr = (*wr).next;
+    }
+}
+
+/// Datagrams, and everything after a restart: one request at a time, with the driver's handles and keys.
+#[cold]
+unsafe fn send_copied(qp: &mut Qp, mut wr: *mut ibv_send_wr, bad: *mut *mut ibv_send_wr) -> c_int {
+    while !wr.is_null() {
+        let mut own = MaybeUninit::<ibv_send_wr>::uninit();
+        core::ptr::copy_nonoverlapping(wr, own.as_mut_ptr(), 1);
+        let own = own.assume_init_mut();
+        own.next = null_mut();
+        let mut sges: [ibv_sge; 32] = zeroed();
+        let mut more: Vec<ibv_sge> = Vec::new();
+        if let Some(keys) = mr::map(&mr::LKEYS)
+            && own.send_flags & INLINE == 0
+        {
+            let n = own.num_sge as usize;
+            let list = if n <= sges.len() {
+                sges.as_mut_ptr()
+            } else {
+                more.resize(n, ibv_sge { addr: 0, length: 0, lkey: 0 });
+                more.as_mut_ptr()
+            };
+            for i in 0..n {
+                *list.add(i) = *(*wr).sg_list.add(i);
+                (*list.add(i)).lkey = keys.get((*list.add(i)).lkey);
+            }
+            own.sg_list = list;
+        }
+        match (qp.kind, own.opcode) {
+            (ibv_qp_type::IBV_QPT_UD, _) => {
+                let ah = own.wr.ud.ah.cast::<Ah>();
+                if !ah.is_null() {
+                    own.wr.ud.remote_qpn = peers::datagram_qpn(qp, &*ah, own.wr.ud.remote_qpn);
+                    own.wr.ud.ah = (*ah).real;
+                }
+            }
+            (_, 0 | 1 | 4) => own.wr.rdma.rkey = qp.remote_key(own.wr.rdma.rkey),
+            (_, 5 | 6) => own.wr.atomic.rkey = qp.remote_key(own.wr.atomic.rkey),
+            (_, 9) => {
+                let key = own.imm_data_invalidated_rkey_union.invalidated_rkey;
+                own.imm_data_invalidated_rkey_union.invalidated_rkey = qp.remote_key(key);
+            }
+            _ => {}
+        }
+        let mut failed = null_mut();
+        let ret = (qp.post_send)(qp.real, own, &mut failed);
+        if ret != 0 {
+            *bad = wr;
+            return ret;
+        }
+        count(qp, wr, (*wr).next);
+        wr = (*wr).next;
+    }
+    0
+}
+
+/// `ibv_post_recv(3)`, through `context->ops`.
+pub(crate) unsafe extern "C" fn post_recv(qp: *mut ibv_qp, wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
+    let _w = Wrapper::enter();
+    let qp = &mut *qp.cast::<Qp>();
+    qp.rq_lock.acquire();
+    let ret = if qp.rq_slow { recv_slow(qp, wr, bad) } else { recv_fast(qp, wr, bad) };
+    qp.rq_lock.release();
+    ret
+}
+
+#[inline(always)]
+unsafe fn recv_fast(qp: &mut Qp, mut wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
+    let ret = (qp.post_recv)(qp.real, wr, bad);
+    let end = if ret == 0 { null_mut() } else { *bad };
+    while wr != end && !wr.is_null() {
+        let slot = qp.rq.slot(qp.rq.tail);
+        qp.rq.slots.put(slot, wr);
+        qp.rq.tail += 1;
+        wr = (*wr).next;
+    }
+    ret
+}
+
+/// After a restart, or while soaked messages wait for receives.
+#[cold]
+unsafe fn recv_slow(qp: &mut Qp, mut wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
+    while !wr.is_null() {
+        if let Some(message) = qp.soaked.pop_front() {
+            let ctx = Context::of(qp.ibv.qp_base.context);
+            deliver(ctx, qp, message, wr);
+            qp.rq_slow = qp.translated || !qp.soaked.is_empty();
+            wr = (*wr).next;
+            continue;
+        }
+        let ret = recv_one(qp, (*wr).wr_id, (*wr).sg_list, (*wr).num_sge);
+        if ret != 0 {
+            *bad = wr;
+            return ret;
+        }
+        let slot = qp.rq.slot(qp.rq.tail);
+        qp.rq.slots.put(slot, wr);
+        qp.rq.tail += 1;
+        wr = (*wr).next;
+    }
+    0
+}
+
+/// Posts one receive to the driver, with its keys.
+pub(crate) unsafe fn recv_one(qp: &Qp, id: u64, list: *const ibv_sge, n: c_int) -> c_int {
+    let mut sges: Vec<ibv_sge> = (0..n as usize).map(|i| *list.add(i)).collect();
+    if let Some(keys) = mr::map(&mr::LKEYS) {
+        for sge in &mut sges {
+            sge.lkey = keys.get(sge.lkey);
+        }
+    }
+    let mut wr = ibv_recv_wr { wr_id: id, next: null_mut(), sg_list: sges.as_mut_ptr(), num_sge: n };
+    let mut bad = null_mut();
+    (qp.post_recv)(qp.real, &mut wr, &mut bad)
+}
+
+/// Puts a soaked message into a receive which the program posts now, and its completion into the CQ.
+pub(crate) unsafe fn deliver(ctx: *mut Context, qp: &mut Qp, message: Soaked, wr: *const ibv_recv_wr) {
+    let mut wc = message.wc;
+    wc.wr_id = (*wr).wr_id;
+    let mut left: &[u8] = &message.bytes;
+    for i in 0..(*wr).num_sge as usize {
+        let sge = &*(*wr).sg_list.add(i);
+        let n = left.len().min(sge.length as usize);
+        core::ptr::copy_nonoverlapping(left.as_ptr(), mr::locate(ctx, sge), n);
+        left = &left[n..];
+    }
+    if !left.is_empty() {
+        wc.status = ibv_wc_status::IBV_WC_LOC_LEN_ERR;
+    }
+    (*qp.ibv.qp_base.recv_cq.cast::<Cq>()).push(wc);
+}
+
+/// Takes note of a completion of the driver's, under the CQ's lock, and gives it the program's names. False: it is our own
+/// and the program must not see it.
+#[inline(always)]
+pub(crate) unsafe fn account(cq: &mut Cq, w: &mut ibv_wc) -> bool {
+    let qp = if cq.table.is_null() { null_mut() } else { *cq.table.add((w.qp_num & 0xff_ffff) as usize) };
+    if qp.is_null() {
+        return true;
+    }
+    let qp = &mut *qp;
+    if w.status == 0 && !qp.attention {
+        if w.opcode & 128 != 0 {
+            qp.received += 1;
+            if qp.ibv.qp_base.srq.is_null() {
+                qp.rq.head += 1;
+            } else {
+                shared(qp.ibv.qp_base.srq.cast(), w);
+            }
+        } else {
+            qp.completed += 1;
+        }
+        return true;
+    }
+    account_slow(cq, qp, w)
+}
+
+/// A successful receive from a shared queue, none of ours being posted there.
+unsafe fn shared(srq: *mut Srq, w: &mut ibv_wc) {
+    let mut pool = (*srq).pool.lock();
+    if let Some(slot) = pool.slot_of(w.wr_id) {
+        w.wr_id = pool.slots.id(slot);
+        pool.give(slot);
+    }
+}
+
+/// Errors, translated QPs, and QPs with work of our own.
+#[cold]
+unsafe fn account_slow(cq: &mut Cq, qp: &mut Qp, w: &mut ibv_wc) -> bool {
+    let srq = qp.ibv.qp_base.srq.cast::<Srq>();
+    let ok = w.status == 0;
+    if qp.markers != 0 && w.wr_id == MARKER {
+        qp.markers -= 1;
+        cq.own = cq.own.saturating_sub(1);
+        if ok {
+            // Work requests of one send queue complete in order: nothing before the marker is left.
+            qp.sq.tail = 0;
+            qp.sq.tail_open = false;
+            qp.sq.tail_answered = false;
+        }
+        return false;
+    }
+    let receive = if ok { w.opcode & 128 != 0 } else { is_receive(cq, qp, w) };
+    w.qp_num = qp.ibv.qp_base.qp_num;
+    if !receive {
+        qp.completed += 1;
+        return true;
+    }
+    qp.received += u64::from(ok);
+    if qp.translated && ok && qp.kind == ibv_qp_type::IBV_QPT_UD {
+        w.src_qp = peers::source_qpn(w.src_qp);
+    }
+    if srq.is_null() {
+        let slot = qp.rq.slot(qp.rq.head);
+        qp.rq.head += 1;
+        if !qp.rq.slots.is_own(slot) {
+            return true;
+        }
+        let buffer = qp.rq.slots.id(slot);
+        cq.own = cq.own.saturating_sub(1);
+        if let Some(message) = Keep::take(buffer, w)
+            && ok
+        {
+            qp.soaked.push_back(message);
+            qp.rq_slow = true;
+        }
+        return false;
+    }
+    let mut pool = (*srq).pool.lock();
+    let Some(slot) = pool.slot_of(w.wr_id) else { return true };
+    let (own, id) = (pool.slots.is_own(slot), pool.slots.id(slot));
+    pool.give(slot);
+    drop(pool);
+    if !own {
+        w.wr_id = id;
+        return true;
+    }
+    cq.own = cq.own.saturating_sub(1);
+    if let Some(message) = Keep::take(id, w)
+        && ok
+    {
+        (*srq).soaked.push_back((qp, message));
+    }
+    false
+}
+
+/// An error completion says nothing of its opcode (IBTA 11.4.2.1): tell by the CQ, or by whose wr_id it bears.
+unsafe fn is_receive(cq: &Cq, qp: &Qp, w: &ibv_wc) -> bool {
+    let me = core::ptr::from_ref(cq).cast::<ibv_cq>().cast_mut();
+    let base = &qp.ibv.qp_base;
+    if base.send_cq != base.recv_cq {
+        return base.recv_cq == me;
+    }
+    if !base.srq.is_null() {
+        return (*base.srq.cast::<Srq>()).pool.lock().slot_of(w.wr_id).is_some();
+    }
+    if w.opcode & 128 != 0 {
+        return true;
+    }
+    let slot = qp.rq.slot(qp.rq.head);
+    qp.rq.posted() != 0 && (qp.rq.slots.is_own(slot) || qp.rq.slots.id(slot) == w.wr_id)
+}

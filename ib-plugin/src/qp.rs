@@ -1,0 +1,500 @@
+//! Queue pairs: what the program holds, what it asked for, and the counters of the quiesce.
+//!
+//! # Safety
+//! FFI entries: arguments are what `<infiniband/verbs.h>` says, objects are ours. `sq` and the builder are reached under
+//! `sq_lock`, `rq` and `soaked` under `rq_lock` (the ring's head under the receive CQ's lock).
+use crate::channel::Unacked;
+use crate::cq::Cq;
+use crate::keys::KeyMap;
+use crate::ring::Ring;
+use crate::srq::Srq;
+use crate::{context::Context, driver, pd::Pd, peers, refuse, sync::Lock, wr};
+use alloc::{boxed::Box, collections::VecDeque, vec, vec::Vec};
+use core::ffi::c_int;
+use core::mem::zeroed;
+use core::ptr::null_mut;
+use rdma_sys::*;
+use slackwater_plugin::Wrapper;
+
+pub(crate) use rdma_sys::{ibv_qp_state as state, ibv_qp_type as kind};
+
+/// wr_id of a marker.
+pub(crate) const MARKER: u64 = 0x5a1c_3a7e_4a4b_4552;
+/// wr_id of a soak on a QP's own receive queue; the ring knows which.
+pub(crate) const SOAK: u64 = 0x5a1c_3a7e_534f_414b;
+
+/// `enum ibv_qp_attr_mask`.
+pub(crate) mod mask {
+    pub(crate) const STATE: i32 = 1;
+    pub(crate) const CUR_STATE: i32 = 1 << 1;
+    pub(crate) const EN_SQD_ASYNC_NOTIFY: i32 = 1 << 2;
+    pub(crate) const ACCESS_FLAGS: i32 = 1 << 3;
+    pub(crate) const PKEY_INDEX: i32 = 1 << 4;
+    pub(crate) const PORT: i32 = 1 << 5;
+    pub(crate) const QKEY: i32 = 1 << 6;
+    pub(crate) const AV: i32 = 1 << 7;
+    pub(crate) const PATH_MTU: i32 = 1 << 8;
+    pub(crate) const TIMEOUT: i32 = 1 << 9;
+    pub(crate) const RETRY_CNT: i32 = 1 << 10;
+    pub(crate) const RNR_RETRY: i32 = 1 << 11;
+    pub(crate) const RQ_PSN: i32 = 1 << 12;
+    pub(crate) const MAX_QP_RD_ATOMIC: i32 = 1 << 13;
+    pub(crate) const ALT_PATH: i32 = 1 << 14;
+    pub(crate) const MIN_RNR_TIMER: i32 = 1 << 15;
+    pub(crate) const SQ_PSN: i32 = 1 << 16;
+    pub(crate) const MAX_DEST_RD_ATOMIC: i32 = 1 << 17;
+    pub(crate) const PATH_MIG_STATE: i32 = 1 << 18;
+    pub(crate) const CAP: i32 = 1 << 19;
+    pub(crate) const DEST_QPN: i32 = 1 << 20;
+}
+
+/// A message that came while the program had no receive for it.
+pub(crate) struct Soaked {
+    pub(crate) wc: ibv_wc,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Buffers of the soaks that are posted.
+#[derive(Debug, Default)]
+pub(crate) struct Keep {
+    buffers: Vec<Option<(Vec<u8>, *mut ibv_mr)>>,
+}
+
+// SAFETY: regions are only deregistered, under the lock.
+unsafe impl Send for Keep {}
+
+static KEEP: Lock<Keep> = Lock::new(Keep { buffers: Vec::new() });
+
+impl Keep {
+    /// A registered buffer: its index, address and key. None: no memory, or the driver refuses.
+    pub(crate) unsafe fn make(pd: *mut ibv_pd, len: usize) -> Option<(u64, ibv_sge)> {
+        let mut bytes = vec![0u8; len.max(1)];
+        let mr = driver::loaded()?.reg_mr?(pd, bytes.as_mut_ptr().cast(), bytes.len(), 1);
+        if mr.is_null() {
+            return None;
+        }
+        let sge = ibv_sge { addr: bytes.as_ptr() as u64, length: bytes.len() as u32, lkey: (*mr).lkey };
+        let mut keep = KEEP.lock();
+        let at = keep.buffers.iter().position(Option::is_none).unwrap_or(keep.buffers.len());
+        if at == keep.buffers.len() {
+            keep.buffers.push(None);
+        }
+        keep.buffers[at] = Some((bytes, mr));
+        Some((at as u64, sge))
+    }
+
+    /// The message in a buffer whose completion has come.
+    pub(crate) unsafe fn take(at: u64, wc: &ibv_wc) -> Option<Soaked> {
+        let (mut bytes, mr) = KEEP.lock().buffers.get_mut(at as usize)?.take()?;
+        if let Some(f) = driver::loaded().and_then(|d| d.dereg_mr) {
+            f(mr);
+        }
+        // A write with immediate brings no payload into the receive.
+        let n = if wc.opcode == ibv_wc_opcode::IBV_WC_RECV_RDMA_WITH_IMM { 0 } else { wc.byte_len as usize };
+        bytes.truncate(n);
+        Some(Soaked { wc: core::ptr::read(wc), bytes })
+    }
+}
+
+/// Counters of the send queue.
+#[derive(Debug, Default)]
+pub(crate) struct Sq {
+    /// Two-sided requests posted since RESET.
+    pub(crate) two_sided: u64,
+    /// Signaled requests posted.
+    pub(crate) signaled: u64,
+    /// Unsignaled requests after the last signaled one.
+    pub(crate) tail: u32,
+    /// The last of them is one-sided: that the peer received all messages does not show that it is done.
+    pub(crate) tail_open: bool,
+    /// One of them is answered into our memory.
+    pub(crate) tail_answered: bool,
+    lengths: Box<[u32]>,
+}
+
+impl Sq {
+    #[inline(always)]
+    pub(crate) fn sent(&mut self, len: u32) {
+        let mask = self.lengths.len() - 1;
+        // SAFETY: the length is a power of two.
+        unsafe { *self.lengths.get_unchecked_mut(self.two_sided as usize & mask) = len };
+        self.two_sided += 1;
+    }
+
+    /// The longest of the last `n` two-sided messages.
+    pub(crate) fn longest(&self, n: u64) -> u32 {
+        let cap = self.lengths.len() as u64;
+        let n = n.min(cap).min(self.two_sided);
+        (self.two_sided - n..self.two_sided).map(|i| self.lengths[(i % cap) as usize]).max().unwrap_or(0)
+    }
+}
+
+type SendFn = unsafe extern "C" fn(*mut ibv_qp, *mut ibv_send_wr, *mut *mut ibv_send_wr) -> c_int;
+type RecvFn = unsafe extern "C" fn(*mut ibv_qp, *mut ibv_recv_wr, *mut *mut ibv_recv_wr) -> c_int;
+
+/// A shadow queue pair; `ibv_qp` is a prefix of `ibv_qp_ex`.
+#[repr(C)]
+pub(crate) struct Qp {
+    pub(crate) ibv: ibv_qp_ex,
+    pub(crate) place: usize,
+    pub(crate) real: *mut ibv_qp,
+    pub(crate) post_send: SendFn,
+    pub(crate) post_recv: RecvFn,
+    pub(crate) sq_lock: Lock<()>,
+    pub(crate) rq_lock: Lock<()>,
+    pub(crate) kind: ibv_qp_type::Type,
+    pub(crate) sig_all: bool,
+    /// Send requests are copied to be posted (datagrams; everything after a restart).
+    pub(crate) copies: bool,
+    /// Receives take the slow path (translated, or soaked messages wait).
+    pub(crate) rq_slow: bool,
+    /// Completions take the slow path.
+    pub(crate) attention: bool,
+    /// Its number or keys differ from the driver's.
+    pub(crate) translated: bool,
+    pub(crate) sq: Sq,
+    /// Send completions seen; under the send CQ's lock.
+    pub(crate) completed: u64,
+    pub(crate) rq: Ring,
+    /// Messages received; under the receive CQ's lock.
+    pub(crate) received: u64,
+    pub(crate) soaked: VecDeque<Soaked>,
+    /// Markers that have not completed.
+    pub(crate) markers: u32,
+    /// What the program set, merged; as the program calls things.
+    pub(crate) attr: ibv_qp_attr,
+    pub(crate) attr_mask: c_int,
+    /// Capacities as created.
+    pub(crate) cap: ibv_qp_cap,
+    /// One send slot more than the program has was granted.
+    pub(crate) spare: bool,
+    /// Keys of the peer's regions; null: as the program calls them.
+    pub(crate) keys: *const KeyMap,
+    pub(crate) unacked: Unacked,
+    pub(crate) builder: wr::Builder,
+}
+
+unsafe extern "C" fn no_send(_: *mut ibv_qp, _: *mut ibv_send_wr, _: *mut *mut ibv_send_wr) -> c_int {
+    libc::EINVAL
+}
+
+unsafe extern "C" fn no_recv(_: *mut ibv_qp, _: *mut ibv_recv_wr, _: *mut *mut ibv_recv_wr) -> c_int {
+    libc::EINVAL
+}
+
+impl Qp {
+    pub(crate) unsafe fn context(&self) -> *mut Context {
+        Context::of(self.ibv.qp_base.context)
+    }
+
+    pub(crate) fn number(&self) -> u32 {
+        self.ibv.qp_base.qp_num
+    }
+
+    pub(crate) fn state(&self) -> ibv_qp_state::Type {
+        self.ibv.qp_base.state
+    }
+
+    /// The driver's name of a remote key.
+    #[inline]
+    pub(crate) unsafe fn remote_key(&self, key: u32) -> u32 {
+        self.keys.as_ref().map_or(key, |k| k.get(key))
+    }
+
+    /// Makes the driver's QP and enters it into the device's table. `spare`: with room for a marker.
+    pub(crate) unsafe fn create_real(&mut self, cap: &mut ibv_qp_cap) -> bool {
+        let Some(f) = driver::loaded().and_then(|d| d.create_qp) else { return false };
+        let mut init: ibv_qp_init_attr = zeroed();
+        init.qp_context = core::ptr::from_mut(self).cast();
+        let base = &self.ibv.qp_base;
+        let ctx = Context::of(base.context);
+        init.send_cq = base.send_cq.cast::<Cq>().as_ref().map_or(null_mut(), |c| c.real);
+        init.recv_cq = base.recv_cq.cast::<Cq>().as_ref().map_or(null_mut(), |c| c.real);
+        init.srq = base.srq.cast::<Srq>().as_ref().map_or(null_mut(), |s| s.real);
+        init.qp_type = self.kind;
+        init.sq_sig_all = self.sig_all.into();
+        let pd = (*base.pd.cast::<Pd>()).real;
+        let device = &mut *(*ctx).device;
+        let table = device.table();
+        if table.is_null() {
+            driver::set_errno(libc::ENOMEM);
+            return false;
+        }
+        let reserved = device.now.is_some().then(peers::reserved_numbers);
+        let mut rejected = Vec::new();
+        let real = loop {
+            init.cap = core::ptr::read(cap);
+            init.cap.max_send_wr += 1;
+            self.spare = true;
+            let mut real = f(pd, &mut init);
+            if real.is_null() {
+                init.cap = core::ptr::read(cap);
+                self.spare = false;
+                real = f(pd, &mut init);
+            }
+            if real.is_null() {
+                break real;
+            }
+            // A new QP has the same number on both sides, unless that number already names another to the program.
+            if self.place == usize::MAX && reserved.is_some_and(|r| r.binary_search(&(*real).qp_num).is_ok()) {
+                rejected.push(real);
+                continue;
+            }
+            break real;
+        };
+        for qp in rejected {
+            if let Some(f) = driver::loaded().and_then(|d| d.destroy_qp) {
+                f(qp);
+            }
+        }
+        if real.is_null() {
+            driver::pass_errno();
+            return false;
+        }
+        let ops = &(*(*real).context).ops;
+        (self.post_send, self.post_recv) = (ops.post_send.unwrap_or(no_send), ops.post_recv.unwrap_or(no_recv));
+        self.real = real;
+        *table.add(((*real).qp_num & 0xff_ffff) as usize) = self;
+        if self.spare {
+            init.cap.max_send_wr = (init.cap.max_send_wr - 1).max(cap.max_send_wr);
+        }
+        *cap = init.cap;
+        true
+    }
+
+    /// Back to the counters of a QP that has just been made.
+    pub(crate) fn reset_counters(&mut self) {
+        self.sq.two_sided = 0;
+        self.sq.signaled = 0;
+        self.sq.tail = 0;
+        self.sq.tail_open = false;
+        self.sq.tail_answered = false;
+        self.completed = 0;
+        self.received = 0;
+        self.rq.clear();
+        self.soaked.clear();
+        self.markers = 0;
+    }
+}
+
+unsafe fn make(pd: *mut ibv_pd, init: *mut ibv_qp_init_attr) -> *mut Qp {
+    let ctx = Context::of((*pd).context);
+    let kind = (*init).qp_type;
+    if !matches!(kind, kind::IBV_QPT_RC | kind::IBV_QPT_UC | kind::IBV_QPT_UD) {
+        refuse::refused("a queue pair of another type than RC, UC or UD");
+        driver::set_errno(libc::EOPNOTSUPP);
+        return null_mut();
+    }
+    let mut ibv: ibv_qp_ex = zeroed();
+    let base = &mut ibv.qp_base;
+    (base.context, base.pd, base.qp_context) = ((*ctx).ibv(), pd, (*init).qp_context);
+    (base.send_cq, base.recv_cq, base.srq, base.qp_type) = ((*init).send_cq, (*init).recv_cq, (*init).srq, kind);
+    let qp = Box::into_raw(Box::new(Qp {
+        ibv,
+        place: usize::MAX,
+        real: null_mut(),
+        post_send: no_send,
+        post_recv: no_recv,
+        sq_lock: Lock::new(()),
+        rq_lock: Lock::new(()),
+        kind,
+        sig_all: (*init).sq_sig_all != 0,
+        copies: kind == kind::IBV_QPT_UD || (*ctx).translated(),
+        rq_slow: (*ctx).translated(),
+        attention: (*ctx).translated(),
+        translated: (*ctx).translated(),
+        sq: Sq::default(),
+        completed: 0,
+        rq: Ring::new(1, 1),
+        received: 0,
+        soaked: VecDeque::new(),
+        markers: 0,
+        attr: zeroed(),
+        attr_mask: 0,
+        cap: zeroed(),
+        spare: false,
+        keys: core::ptr::null(),
+        unacked: Unacked::new(),
+        builder: wr::Builder::default(),
+    }));
+    let q = &mut *qp;
+    let mut cap: ibv_qp_cap = core::ptr::read(&(*init).cap);
+    if !q.create_real(&mut cap) {
+        drop(Box::from_raw(qp));
+        return null_mut();
+    }
+    (*init).cap = core::ptr::read(&cap);
+    q.cap = cap;
+    q.ibv.qp_base.handle = (*q.real).handle;
+    q.ibv.qp_base.qp_num = (*q.real).qp_num;
+    q.ibv.qp_base.state = state::IBV_QPS_RESET;
+    q.sq.lengths = vec![0; (q.cap.max_send_wr as usize + 1).next_power_of_two()].into();
+    if q.ibv.qp_base.srq.is_null() {
+        q.rq = Ring::new(q.cap.max_recv_wr, q.cap.max_recv_sge);
+    }
+    (*ctx).objects.lock().qps.add(qp);
+    qp
+}
+
+/// `ibv_create_qp(3)`.
+pub(crate) unsafe extern "C" fn create_qp(pd: *mut ibv_pd, init: *mut ibv_qp_init_attr) -> *mut ibv_qp {
+    let _w = Wrapper::enter();
+    make(pd, init).cast()
+}
+
+/// `ibv_create_qp_ex(3)`: PD, creation flags (none) and send operations.
+pub(crate) unsafe extern "C" fn create_qp_ex(_: *mut ibv_context, attr: *mut ibv_qp_init_attr_ex) -> *mut ibv_qp {
+    let _w = Wrapper::enter();
+    let a = &mut *attr;
+    // IBV_QP_INIT_ATTR_PD 1, CREATE_FLAGS 4, SEND_OPS_FLAGS 64.
+    if a.comp_mask & !(1 | 4 | 64) != 0 || a.comp_mask & 1 == 0 || (a.comp_mask & 4 != 0 && a.create_flags != 0) {
+        refuse::refused("ibv_create_qp_ex with XRC, creation flags, TSO or RSS");
+        driver::set_errno(libc::EOPNOTSUPP);
+        return null_mut();
+    }
+    let ops = if a.comp_mask & 64 != 0 { a.send_ops_flags } else { 0 };
+    if ops & !wr::SUPPORTED != 0 {
+        refuse::refused("ibv_wr_bind_mw, ibv_wr_send_tso and ibv_wr_atomic_write");
+        driver::set_errno(libc::EOPNOTSUPP);
+        return null_mut();
+    }
+    // The legacy attributes are a prefix of the extended ones.
+    let qp = make(a.pd, attr.cast());
+    if !qp.is_null() && a.comp_mask & 64 != 0 {
+        wr::install(&mut *qp);
+    }
+    qp.cast()
+}
+
+/// `ibv_qp_to_qp_ex(3)`.
+pub(crate) unsafe extern "C" fn qp_to_qp_ex(qp: *mut ibv_qp) -> *mut ibv_qp_ex {
+    let ex = qp.cast::<ibv_qp_ex>();
+    if (*ex).wr_start.is_some() { ex } else { null_mut() }
+}
+
+/// Copies the fields that `given` names.
+fn merge(to: &mut ibv_qp_attr, from: &ibv_qp_attr, given: c_int) {
+    macro_rules! take { ($($m:ident: $($f:ident)*;)*) => { $(if given & mask::$m != 0 { $(to.$f = from.$f;)* })* }; }
+    take! {
+        STATE: qp_state; CUR_STATE: cur_qp_state; EN_SQD_ASYNC_NOTIFY: en_sqd_async_notify; ACCESS_FLAGS: qp_access_flags;
+        PKEY_INDEX: pkey_index; PORT: port_num; QKEY: qkey; AV: ah_attr; PATH_MTU: path_mtu; TIMEOUT: timeout;
+        RETRY_CNT: retry_cnt; RNR_RETRY: rnr_retry; RQ_PSN: rq_psn; MAX_QP_RD_ATOMIC: max_rd_atomic;
+        ALT_PATH: alt_ah_attr alt_pkey_index alt_port_num alt_timeout; MIN_RNR_TIMER: min_rnr_timer; SQ_PSN: sq_psn;
+        MAX_DEST_RD_ATOMIC: max_dest_rd_atomic; PATH_MIG_STATE: path_mig_state; DEST_QPN: dest_qp_num;
+    }
+    if given & mask::CAP != 0 {
+        // SAFETY: plain data.
+        to.cap = unsafe { core::ptr::read(&from.cap) };
+    }
+}
+
+/// `ibv_modify_qp(3)`.
+pub(crate) unsafe extern "C" fn modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, given: c_int) -> c_int {
+    let _w = Wrapper::enter();
+    let q = &mut *qp.cast::<Qp>();
+    let Some(f) = driver::loaded().and_then(|d| d.modify_qp) else { return libc::EOPNOTSUPP };
+    let mut real: ibv_qp_attr = core::ptr::read(attr);
+    let ctx = q.context();
+    if (*ctx).translated() {
+        if given & mask::AV != 0 {
+            peers::outward(ctx, &mut real.ah_attr);
+        }
+        if given & mask::ALT_PATH != 0 {
+            peers::outward(ctx, &mut real.alt_ah_attr);
+        }
+        if given & mask::DEST_QPN != 0 {
+            let av = if given & mask::AV != 0 { &(*attr).ah_attr } else { &q.attr.ah_attr };
+            let peer = peers::find(av, (*attr).dest_qp_num);
+            real.dest_qp_num = peer.number;
+            q.keys = peer.keys;
+        }
+    }
+    let ret = f(q.real, &mut real, given);
+    if ret != 0 {
+        driver::pass_errno();
+        return ret;
+    }
+    merge(&mut q.attr, &*attr, given);
+    q.attr_mask |= given;
+    if given & mask::STATE != 0 {
+        q.ibv.qp_base.state = (*attr).qp_state;
+        if (*attr).qp_state == state::IBV_QPS_RESET {
+            q.reset_counters();
+            q.attr_mask = 0;
+        }
+    }
+    0
+}
+
+/// `ibv_query_qp(3)`.
+pub(crate) unsafe extern "C" fn query_qp(
+    qp: *mut ibv_qp,
+    attr: *mut ibv_qp_attr,
+    wanted: c_int,
+    init: *mut ibv_qp_init_attr,
+) -> c_int {
+    let _w = Wrapper::enter();
+    let q = &mut *qp.cast::<Qp>();
+    let Some(f) = driver::loaded().and_then(|d| d.query_qp) else { return libc::EOPNOTSUPP };
+    let ret = f(q.real, attr, wanted, init);
+    if ret != 0 {
+        driver::pass_errno();
+        return ret;
+    }
+    let a = &mut *attr;
+    if q.translated {
+        if q.attr_mask & mask::AV != 0 {
+            a.ah_attr = q.attr.ah_attr;
+        }
+        if q.attr_mask & mask::DEST_QPN != 0 {
+            a.dest_qp_num = q.attr.dest_qp_num;
+        }
+    }
+    a.cap = core::ptr::read(&q.cap);
+    q.ibv.qp_base.state = a.qp_state;
+    let base = &q.ibv.qp_base;
+    let i = &mut *init;
+    (i.qp_context, i.send_cq, i.recv_cq, i.srq) = (base.qp_context, base.send_cq, base.recv_cq, base.srq);
+    i.cap = core::ptr::read(&q.cap);
+    0
+}
+
+/// `ibv_query_qp_data_in_order(3)`.
+pub(crate) unsafe extern "C" fn query_qp_data_in_order(qp: *mut ibv_qp, op: ibv_wr_opcode::Type, flags: u32) -> c_int {
+    let _w = Wrapper::enter();
+    driver::loaded().and_then(|d| d.query_qp_data_in_order).map_or(0, |f| f((*qp.cast::<Qp>()).real, op, flags))
+}
+
+/// `ibv_destroy_qp(3)`.
+pub(crate) unsafe extern "C" fn destroy_qp(qp: *mut ibv_qp) -> c_int {
+    let qp = qp.cast::<Qp>();
+    let ctx = (*qp).context();
+    {
+        let _w = Wrapper::enter();
+        let Some(f) = driver::loaded().and_then(|d| d.destroy_qp) else { return libc::EOPNOTSUPP };
+        let number = (*(*qp).real).qp_num & 0xff_ffff;
+        let ret = f((*qp).real);
+        if ret != 0 {
+            driver::pass_errno();
+            return ret;
+        }
+        // Late completions of this QP find no QP and pass as they are; locked, for a poll may be reading the table.
+        let base = &(*qp).ibv.qp_base;
+        for cq in [base.send_cq, base.recv_cq] {
+            if let Some(cq) = cq.cast::<Cq>().as_ref() {
+                let _l = cq.lock.lock();
+                *(*(*ctx).device).qps.add(number as usize) = null_mut();
+            }
+        }
+        if let Some(srq) = base.srq.cast::<Srq>().as_mut() {
+            let _pool = srq.pool.lock();
+            srq.soaked.retain(|(q, _)| *q != qp);
+        }
+        (*ctx).objects.lock().qps.remove(qp);
+        (*ctx).events.owed.lock().retain(|e| e.element != qp as usize);
+    }
+    (*qp).unacked.wait();
+    let _w = Wrapper::enter();
+    drop(Box::from_raw(qp));
+    0
+}

@@ -1,0 +1,447 @@
+//! The quiesce: every RDMA operation in flight comes to rest in the memory of some process. `docs/ib-plugin.md` has the
+//! protocol and why it suffices; here is its order.
+//!
+//! Round 0: drain every CQ into its shadow, publish the card and the counts of every QP. Round 1 and on: drain, read the
+//! peers' counts, soak what has no receive, mark what has an unsignaled tail, publish the counts that changed; again until
+//! every send queue is known to be empty and every message posted to us has come. Nothing waits on a clock.
+//!
+//! # Safety
+//! Runs on the checkpoint thread while the program stands still outside of all wrappers, so no lock of ours is held, and
+//! objects may be reached without one.
+use crate::context::Context;
+use crate::cq::Cq;
+use crate::exchange::{self, Card, Counts};
+use crate::ident::{self, Ident, PortMap};
+use crate::peers::{Directory, QpId};
+use crate::qp::{Keep, MARKER, Qp, SOAK, kind, state};
+use crate::srq::Srq;
+use crate::{driver, post, registry, ring, sync::Lock};
+use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
+use core::mem::zeroed;
+use core::ptr::null_mut;
+use rdma_sys::*;
+use slackwater_plugin::{Info, Verdict};
+
+const REMOTE_WRITE: u32 = 2;
+const REMOTE_READ: u32 = 4;
+/// Work requests of our own in flight per CQ: the program sized it for its own.
+const OWN_LIMIT: u32 = 16;
+/// Rounds for which datagrams and UC messages, which may be lost by right, are waited for once all senders are empty.
+const GRACE: u32 = 20;
+/// A quiesce in which nothing moves for so many seconds is an error.
+const PATIENCE: i64 = 60;
+
+#[derive(Default)]
+struct Progress {
+    known: Directory,
+    published: BTreeMap<QpId, Counts>,
+    /// What the peer of each QP (by the QP's own name) said last.
+    told: BTreeMap<QpId, Counts>,
+    /// Rounds since anything moved.
+    idle: u32,
+    /// Second of the monotonic clock in which something moved last.
+    moved: i64,
+}
+
+fn clock() -> i64 {
+    // SAFETY: the struct lives through the call.
+    unsafe {
+        let mut t: libc::timespec = zeroed();
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut t);
+        t.tv_sec
+    }
+}
+
+// SAFETY: only the checkpoint thread touches it.
+unsafe impl Send for Progress {}
+
+static PROGRESS: Lock<Option<Progress>> = Lock::new(None);
+
+/// Contexts of this process (not those inherited over fork).
+pub(crate) fn contexts() -> Vec<*mut Context> {
+    // SAFETY: listed contexts are live.
+    unsafe {
+        let pid = libc::getpid();
+        registry::world().contexts.0.iter().copied().filter(|&c| (*c).pid == pid).collect()
+    }
+}
+
+unsafe fn guid(ctx: *mut Context) -> u64 {
+    (*(*ctx).device).seen.as_ref().map_or(0, |s| s.node_guid)
+}
+
+/// The ports of a device, for the card.
+pub(crate) fn port_maps(seen: &Ident, now: &Ident) -> Vec<PortMap> {
+    seen.ports
+        .iter()
+        .enumerate()
+        .map(|(i, p)| {
+            let here = now.port(i as u8 + 1).or_else(|| now.ports.first());
+            let gids = p.gids.iter().map(|e| (e.gid, here.and_then(|h| ident::counterpart(e, h)).map_or(e.gid, |x| x.gid)));
+            PortMap { id: (seen.node_guid, i as u8 + 1), lids: (p.lid, here.map_or(0, |h| h.lid)), gids: gids.collect() }
+        })
+        .collect()
+}
+
+unsafe fn each_qp(contexts: &[*mut Context], mut f: impl FnMut(*mut Context, &mut Qp)) {
+    for &ctx in contexts {
+        let qps: Vec<*mut Qp> = (*ctx).objects.lock().qps.0.clone();
+        for qp in qps {
+            f(ctx, &mut *qp);
+        }
+    }
+}
+
+unsafe fn drain(contexts: &[*mut Context]) -> bool {
+    let mut any = false;
+    for &ctx in contexts {
+        let cqs: Vec<*mut Cq> = (*ctx).objects.lock().cqs.0.clone();
+        for cq in cqs {
+            any |= (*cq).drain();
+        }
+    }
+    any
+}
+
+unsafe fn real_state(qp: &Qp) -> ibv_qp_state::Type {
+    let (mut attr, mut init): (ibv_qp_attr, ibv_qp_init_attr) = (zeroed(), zeroed());
+    match driver::loaded().and_then(|d| d.query_qp) {
+        Some(f) if f(qp.real, &mut attr, 1, &mut init) == 0 => attr.qp_state,
+        _ => qp.state(),
+    }
+}
+
+unsafe fn counts(qp: &Qp) -> Counts {
+    Counts {
+        state: qp.state() as u8,
+        access: qp.attr.qp_access_flags,
+        sent: qp.sq.two_sided,
+        received: qp.received,
+        longest: qp.sq.longest(u64::from(qp.cap.max_send_wr) + 1),
+    }
+}
+
+/// One round.
+pub(crate) unsafe fn round(info: &mut Info) -> Verdict {
+    let contexts = contexts();
+    match step(info, &contexts) {
+        Ok(verdict) => verdict,
+        Err(message) => {
+            slackwater_plugin::report(info, &message);
+            Verdict::Failed
+        }
+    }
+}
+
+unsafe fn step(info: &Info, contexts: &[*mut Context]) -> Result<Verdict, String> {
+    let mut slot = PROGRESS.lock();
+    if info.round == 0 {
+        *slot = Some(Progress::default());
+        drop(slot);
+        for &ctx in contexts {
+            let device = &mut *(*ctx).device;
+            if device.seen.is_none() {
+                device.seen = Ident::read((*ctx).real);
+            }
+        }
+        drain(contexts);
+        let mut card = Card { member: info.member, ..Card::default() };
+        for &ctx in contexts {
+            let device = &*(*ctx).device;
+            if let Some(seen) = &device.seen {
+                card.ports.extend(port_maps(seen, device.now.as_ref().unwrap_or(seen)));
+            }
+        }
+        let ok = card.publish();
+        publish_counts(contexts)?;
+        if !ok {
+            return Err("the coordinator takes no published values".into());
+        }
+        return Ok(if contexts.is_empty() { Verdict::Done } else { Verdict::Again });
+    }
+    if contexts.is_empty() {
+        return Ok(Verdict::Done);
+    }
+    let progress = slot.get_or_insert_with(Progress::default);
+    let mut connected = false;
+    each_qp(contexts, |_, qp| connected |= qp.kind != kind::IBV_QPT_UD && qp.state() >= state::IBV_QPS_RTR);
+    if info.round == 1 && connected {
+        let cards = Card::all(info).ok_or("the cards of some processes did not come")?;
+        for port in cards.iter().flat_map(|c| &c.ports) {
+            progress.known.port(port);
+        }
+    }
+    let moved = drain(contexts);
+    let quiet = evaluate(contexts, progress)?;
+    progress.idle = if moved { 0 } else { progress.idle + 1 };
+    let idle = progress.idle;
+    if moved || progress.moved == 0 {
+        progress.moved = clock();
+    }
+    let stuck = (clock() - progress.moved > PATIENCE).then(|| describe(contexts, &progress.told));
+    drop(slot);
+    let published = publish_counts(contexts)?;
+    if quiet == Quiet::Yes || (quiet == Quiet::ButForLosses && idle > GRACE) {
+        return Ok(Verdict::Done);
+    }
+    if let Some(message) = stuck
+        && !published
+    {
+        return Err(message);
+    }
+    Ok(Verdict::Again)
+}
+
+unsafe fn publish_counts(contexts: &[*mut Context]) -> Result<bool, String> {
+    let mut slot = PROGRESS.lock();
+    let progress = slot.get_or_insert_with(Progress::default);
+    let (mut any, mut failed) = (false, false);
+    each_qp(contexts, |ctx, qp| {
+        let id = (guid(ctx), qp.number());
+        let now = counts(qp);
+        if progress.published.get(&id) != Some(&now) {
+            any = true;
+            failed |= !now.publish(id);
+            progress.published.insert(id, now);
+        }
+    });
+    if failed { Err("the coordinator takes no published values".into()) } else { Ok(any) }
+}
+
+unsafe fn describe(contexts: &[*mut Context], told: &BTreeMap<QpId, Counts>) -> String {
+    let mut text = String::from("RDMA traffic does not come to rest:");
+    let mut n = 0;
+    each_qp(contexts, |ctx, qp| {
+        let sent_to_us = told.get(&(guid(ctx), qp.number())).map_or(0, |p| p.sent);
+        let quiet = qp.completed >= qp.sq.signaled && qp.sq.tail == 0 && qp.markers == 0 && sent_to_us <= qp.received;
+        if n < 4 && !quiet {
+            n += 1;
+            text += &format!(
+                " QP {:#x} (state {}, driver's {}): {} of {} signaled sends complete, {} unsignaled after them, {} markers \
+                 out; {} of {} messages received, {} receives posted;",
+                qp.number(), qp.state(), real_state(qp), qp.completed, qp.sq.signaled, qp.sq.tail, qp.markers, qp.received,
+                sent_to_us, qp.rq.posted()
+            );
+        }
+    });
+    text
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Quiet {
+    Yes,
+    /// All but messages which may have been lost by right.
+    ButForLosses,
+    No,
+}
+
+unsafe fn evaluate(contexts: &[*mut Context], progress: &mut Progress) -> Result<Quiet, String> {
+    // The peers' counts, in one query.
+    let mut peers: Vec<(*mut Qp, QpId)> = Vec::new();
+    each_qp(contexts, |_, qp| {
+        if qp.kind != kind::IBV_QPT_UD
+            && matches!(qp.state(), state::IBV_QPS_RTR | state::IBV_QPS_RTS | state::IBV_QPS_SQD)
+            && let Some(port) = progress.known.destination(&qp.attr.ah_attr)
+        {
+            peers.push((qp, (port.0, qp.attr.dest_qp_num)));
+        }
+    });
+    let keys: Vec<[u8; 13]> = peers.iter().map(|p| exchange::qp_key(b'q', p.1)).collect();
+    let values = exchange::ask(&keys).ok_or("the peers' counts cannot be queried")?;
+    let told: BTreeMap<*mut Qp, Counts> = peers
+        .iter()
+        .zip(values)
+        .filter_map(|(p, v)| Some((p.0, Counts::decode(v?.as_slice())?)))
+        .collect();
+    let mut all = Quiet::Yes;
+    progress.told.clear();
+    let mut error = None;
+    let mut shared: BTreeMap<*mut Srq, (u64, u32)> = BTreeMap::new();
+    each_qp(contexts, |ctx, qp| {
+        let peer = told.get(&core::ptr::from_mut(qp)).copied();
+        if let Some(peer) = peer {
+            progress.told.insert((guid(ctx), qp.number()), peer);
+        }
+        match one(qp, peer, &mut shared) {
+            Ok(q) => all = all.max(q),
+            Err(e) => error = Some(e),
+        }
+    });
+    for (srq, (to_come, longest)) in shared {
+        soak_shared(&mut *srq, to_come, longest)?;
+    }
+    error.map_or(Ok(all), Err)
+}
+
+/// One QP: is it quiet? If not, does what brings it nearer.
+unsafe fn one(qp: &mut Qp, peer: Option<Counts>, shared: &mut BTreeMap<*mut Srq, (u64, u32)>) -> Result<Quiet, String> {
+    let now = qp.state();
+    match now {
+        state::IBV_QPS_RESET | state::IBV_QPS_INIT => return Ok(Quiet::Yes),
+        state::IBV_QPS_SQE => {
+            return Err(format!("QP {:#x} is in state SQE, which a restart cannot bring back", qp.number()));
+        }
+        state::IBV_QPS_ERR => {
+            // Everything that was posted is flushed; receives of its own are then all gone.
+            let flushed = !qp.ibv.qp_base.srq.is_null() || qp.rq.posted() == 0;
+            return Ok(if flushed { Quiet::Yes } else { Quiet::ButForLosses });
+        }
+        _ => {}
+    }
+    let reliable = qp.kind == kind::IBV_QPT_RC;
+    let mut quiet = Quiet::Yes;
+    if qp.completed < qp.sq.signaled || qp.markers != 0 {
+        quiet = Quiet::No;
+    } else if qp.sq.tail != 0 {
+        quiet = tail(qp, peer)?;
+    }
+    if let Some(peer) = peer
+        && qp.kind != kind::IBV_QPT_UD
+        && matches!(u32::from(peer.state), state::IBV_QPS_RTS | state::IBV_QPS_SQD)
+        && peer.sent > qp.received
+    {
+        quiet = quiet.max(if reliable { Quiet::No } else { Quiet::ButForLosses });
+        let to_come = peer.sent - qp.received;
+        let srq = qp.ibv.qp_base.srq.cast::<Srq>();
+        if !srq.is_null() {
+            let entry = shared.entry(srq).or_default();
+            *entry = (entry.0 + to_come, entry.1.max(peer.longest));
+        } else {
+            soak(qp, to_come, peer.longest)?;
+        }
+    }
+    if qp.kind == kind::IBV_QPT_UD {
+        quiet = quiet.max(Quiet::ButForLosses);
+    }
+    if quiet != Quiet::Yes {
+        let real = real_state(qp);
+        if matches!(real, state::IBV_QPS_ERR | state::IBV_QPS_SQE) {
+            qp.ibv.qp_base.state = real;
+        }
+    }
+    Ok(quiet)
+}
+
+/// A send queue that ends in unsignaled requests.
+unsafe fn tail(qp: &mut Qp, peer: Option<Counts>) -> Result<Quiet, String> {
+    let access = peer.map_or(0, |p| p.access);
+    if qp.kind == kind::IBV_QPT_RC {
+        // No peer in the computation: its silence will break the QP in its own time.
+        let Some(peer) = peer else { return Ok(Quiet::No) };
+        // First by counts: a tail that ends in a message needs no marker.
+        if peer.received < qp.sq.two_sided {
+            return Ok(Quiet::No);
+        }
+        if !qp.sq.tail_open && !qp.sq.tail_answered {
+            return Ok(Quiet::Yes);
+        }
+    }
+    let op = match qp.kind {
+        kind::IBV_QPT_UC => ibv_wr_opcode::IBV_WR_RDMA_WRITE,
+        // It leaves at once, or is lost by right.
+        kind::IBV_QPT_UD => return Ok(Quiet::ButForLosses),
+        _ if access & REMOTE_WRITE != 0 => ibv_wr_opcode::IBV_WR_RDMA_WRITE,
+        _ if access & REMOTE_READ != 0 => ibv_wr_opcode::IBV_WR_RDMA_READ,
+        _ => {
+            return Err(format!(
+                "QP {:#x} ends in unsignaled atomics, and its peer permits neither RDMA WRITE nor READ to mark the end",
+                qp.number()
+            ));
+        }
+    };
+    let cq = &mut *qp.ibv.qp_base.send_cq.cast::<Cq>();
+    if cq.own < OWN_LIMIT && qp.state() == state::IBV_QPS_RTS {
+        let mut wr: ibv_send_wr = zeroed();
+        (wr.wr_id, wr.opcode, wr.send_flags) = (MARKER, op, post::SIGNALED);
+        let mut bad = null_mut();
+        if (qp.post_send)(qp.real, &mut wr, &mut bad) == 0 {
+            qp.markers += 1;
+            qp.attention = true;
+            cq.own += 1;
+        }
+    }
+    Ok(Quiet::No)
+}
+
+/// Posts receives of our own for messages that will find none.
+unsafe fn soak(qp: &mut Qp, to_come: u64, longest: u32) -> Result<(), String> {
+    let cq = &mut *qp.ibv.qp_base.recv_cq.cast::<Cq>();
+    let pd = (*qp.ibv.qp_base.pd.cast::<crate::pd::Pd>()).real;
+    while qp.rq.posted() < to_come && qp.rq.posted() < qp.rq.depth.max(1) && cq.own < OWN_LIMIT {
+        let (at, mut sge) = Keep::make(pd, longest as usize).ok_or("a soak buffer cannot be registered")?;
+        let mut wr = ibv_recv_wr { wr_id: SOAK, next: null_mut(), sg_list: &mut sge, num_sge: 1 };
+        let mut bad = null_mut();
+        if (qp.post_recv)(qp.real, &mut wr, &mut bad) != 0 {
+            let none: ibv_wc = zeroed();
+            drop(Keep::take(at, &none));
+            return Ok(());
+        }
+        let slot = qp.rq.slot(qp.rq.tail);
+        qp.rq.slots.put_own(slot, at);
+        qp.rq.tail += 1;
+        qp.attention = true;
+        cq.own += 1;
+    }
+    Ok(())
+}
+
+unsafe fn soak_shared(srq: &mut Srq, to_come: u64, longest: u32) -> Result<(), String> {
+    let pd = (*srq.ibv.pd.cast::<crate::pd::Pd>()).real;
+    let Some(f) = (*(*srq.real).context).ops.post_srq_recv else { return Ok(()) };
+    let me = core::ptr::from_mut(srq).cast::<ibv_srq>();
+    let mut posted = 0;
+    while posted < OWN_LIMIT {
+        let slot = {
+            let mut pool = srq.pool.lock();
+            if pool.outstanding() as u64 >= to_come {
+                return Ok(());
+            }
+            let Some(slot) = pool.take() else { return Ok(()) };
+            slot
+        };
+        let (at, mut sge) = Keep::make(pd, longest as usize).ok_or("a soak buffer cannot be registered")?;
+        srq.pool.lock().slots.put_own(slot, at);
+        let mut wr = ibv_recv_wr { wr_id: ring::SRQ_TAG | slot as u64, next: null_mut(), sg_list: &mut sge, num_sge: 1 };
+        let mut bad = null_mut();
+        if f(srq.real, &mut wr, &mut bad) != 0 {
+            srq.pool.lock().give(slot);
+            return Ok(());
+        }
+        posted += 1;
+        let ctx = Context::of(srq.ibv.context);
+        let qps: Vec<*mut Qp> = (*ctx).objects.lock().qps.0.clone();
+        for qp in qps {
+            if (*qp).ibv.qp_base.srq == me {
+                (*qp).attention = true;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// All are quiet: take what the driver's event queues hold, so that a restart can give it to the program.
+pub(crate) unsafe fn save() {
+    for ctx in contexts() {
+        let real = (*ctx).real;
+        (*ctx).events.capture(|| Context::from_driver(real));
+        let channels = (*ctx).objects.lock().channels.0.clone();
+        for channel in channels {
+            let real = (*channel).real;
+            (*channel).source.capture(|| crate::channel::Channel::from_driver(real));
+        }
+    }
+}
+
+/// About to run again: completions take the fast path where nothing of ours is left.
+pub(crate) unsafe fn resume() {
+    let contexts = contexts();
+    each_qp(&contexts, |_, qp| {
+        let own_left = (qp.rq.head..qp.rq.tail).any(|i| qp.rq.slots.is_own(qp.rq.slot(i)));
+        let shared = !qp.ibv.qp_base.srq.is_null() && {
+            let pool = (*qp.ibv.qp_base.srq.cast::<Srq>()).pool.lock();
+            pool.in_order().into_iter().any(|s| pool.slots.is_own(s))
+        };
+        qp.attention = qp.translated || qp.markers != 0 || own_left || shared;
+    });
+    *PROGRESS.lock() = None;
+}

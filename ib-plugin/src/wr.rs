@@ -1,0 +1,173 @@
+//! The `ibv_wr_*` interface of extended QPs, built on the one post path: requests are gathered between start and complete
+//! and posted as a list.
+//!
+//! # Safety
+//! FFI entries: arguments are what `<infiniband/verbs.h>` says. From start to complete or abort the caller holds the send
+//! queue's lock and is inside a wrapper, so the builder is its own.
+use crate::post::{self, INLINE};
+use crate::qp::Qp;
+use alloc::vec::Vec;
+use core::ffi::{c_int, c_void};
+use core::mem::zeroed;
+use core::ptr::null_mut;
+use rdma_sys::*;
+use slackwater_plugin::Wrapper;
+
+/// `enum ibv_qp_create_send_ops_flags`: write, write with imm, send, send with imm, read, cmp swp, fetch add, local inv, send inv.
+pub(crate) const SUPPORTED: u64 = 0x7f | 1 << 7 | 1 << 9;
+
+/// Requests gathered.
+#[derive(Default)]
+pub(crate) struct Builder {
+    wrs: Vec<ibv_send_wr>,
+    sges: Vec<ibv_sge>,
+    /// First scatter entry of each request.
+    first: Vec<usize>,
+    bytes: Vec<u8>,
+    /// Scatter entries that lie in `bytes`, by offset.
+    inline: Vec<(usize, usize)>,
+}
+
+impl Builder {
+    fn clear(&mut self) {
+        self.wrs.clear();
+        self.sges.clear();
+        self.first.clear();
+        self.bytes.clear();
+        self.inline.clear();
+    }
+}
+
+/// Gives a QP the operations.
+pub(crate) fn install(qp: &mut Qp) {
+    let ex = &mut qp.ibv;
+    ex.wr_start = Some(start);
+    ex.wr_complete = Some(complete);
+    ex.wr_abort = Some(abort);
+    ex.wr_send = Some(send);
+    ex.wr_send_imm = Some(send_imm);
+    ex.wr_send_inv = Some(send_inv);
+    ex.wr_rdma_write = Some(rdma_write);
+    ex.wr_rdma_write_imm = Some(rdma_write_imm);
+    ex.wr_rdma_read = Some(rdma_read);
+    ex.wr_atomic_cmp_swp = Some(cmp_swp);
+    ex.wr_atomic_fetch_add = Some(fetch_add);
+    ex.wr_local_inv = Some(local_inv);
+    ex.wr_set_sge = Some(set_sge);
+    ex.wr_set_sge_list = Some(set_sge_list);
+    ex.wr_set_inline_data = Some(set_inline);
+    ex.wr_set_inline_data_list = Some(set_inline_list);
+    ex.wr_set_ud_addr = Some(set_ud_addr);
+}
+
+#[inline]
+unsafe fn add<'a>(ex: *mut ibv_qp_ex, opcode: ibv_wr_opcode::Type) -> &'a mut ibv_send_wr {
+    let b = &mut (*ex.cast::<Qp>()).builder;
+    let mut wr: ibv_send_wr = zeroed();
+    (wr.wr_id, wr.send_flags, wr.opcode) = ((*ex).wr_id, (*ex).wr_flags, opcode);
+    b.first.push(b.sges.len());
+    b.wrs.push(wr);
+    let last = b.wrs.len() - 1;
+    b.wrs.as_mut_ptr().add(last).as_mut().unwrap_unchecked()
+}
+
+unsafe extern "C" fn start(ex: *mut ibv_qp_ex) {
+    core::mem::forget(Wrapper::enter());
+    let qp = &mut *ex.cast::<Qp>();
+    qp.sq_lock.acquire();
+    qp.builder.clear();
+}
+
+unsafe extern "C" fn abort(ex: *mut ibv_qp_ex) {
+    (*ex.cast::<Qp>()).sq_lock.release();
+    crate::leave_wrapper();
+}
+
+unsafe extern "C" fn complete(ex: *mut ibv_qp_ex) -> c_int {
+    let qp = &mut *ex.cast::<Qp>();
+    let mut b = core::mem::take(&mut qp.builder);
+    for &(sge, offset) in &b.inline {
+        b.sges[sge].addr = b.bytes.as_ptr().add(offset) as u64;
+    }
+    let n = b.wrs.len();
+    for i in 0..n {
+        let end = if i + 1 < n { b.first[i + 1] } else { b.sges.len() };
+        let next = if i + 1 < n { b.wrs.as_mut_ptr().add(i + 1) } else { null_mut() };
+        let wr = &mut b.wrs[i];
+        wr.sg_list = b.sges.as_mut_ptr().add(b.first[i]);
+        wr.num_sge = (end - b.first[i]) as c_int;
+        wr.next = next;
+    }
+    let mut bad = null_mut();
+    let ret = if n == 0 { 0 } else { post::send_locked(qp, b.wrs.as_mut_ptr(), &mut bad) };
+    qp.builder = b;
+    qp.sq_lock.release();
+    crate::leave_wrapper();
+    ret
+}
+
+unsafe extern "C" fn send(ex: *mut ibv_qp_ex) {
+    add(ex, ibv_wr_opcode::IBV_WR_SEND);
+}
+unsafe extern "C" fn send_imm(ex: *mut ibv_qp_ex, imm: u32) {
+    add(ex, ibv_wr_opcode::IBV_WR_SEND_WITH_IMM).imm_data_invalidated_rkey_union.imm_data = imm;
+}
+unsafe extern "C" fn send_inv(ex: *mut ibv_qp_ex, key: u32) {
+    add(ex, ibv_wr_opcode::IBV_WR_SEND_WITH_INV).imm_data_invalidated_rkey_union.invalidated_rkey = key;
+}
+unsafe extern "C" fn local_inv(ex: *mut ibv_qp_ex, key: u32) {
+    add(ex, ibv_wr_opcode::IBV_WR_LOCAL_INV).imm_data_invalidated_rkey_union.invalidated_rkey = key;
+}
+unsafe extern "C" fn rdma_write(ex: *mut ibv_qp_ex, rkey: u32, remote_addr: u64) {
+    add(ex, ibv_wr_opcode::IBV_WR_RDMA_WRITE).wr.rdma = rdma_t { remote_addr, rkey };
+}
+unsafe extern "C" fn rdma_write_imm(ex: *mut ibv_qp_ex, rkey: u32, remote_addr: u64, imm: u32) {
+    let wr = add(ex, ibv_wr_opcode::IBV_WR_RDMA_WRITE_WITH_IMM);
+    wr.wr.rdma = rdma_t { remote_addr, rkey };
+    wr.imm_data_invalidated_rkey_union.imm_data = imm;
+}
+unsafe extern "C" fn rdma_read(ex: *mut ibv_qp_ex, rkey: u32, remote_addr: u64) {
+    add(ex, ibv_wr_opcode::IBV_WR_RDMA_READ).wr.rdma = rdma_t { remote_addr, rkey };
+}
+unsafe extern "C" fn cmp_swp(ex: *mut ibv_qp_ex, rkey: u32, remote_addr: u64, compare_add: u64, swap: u64) {
+    add(ex, ibv_wr_opcode::IBV_WR_ATOMIC_CMP_AND_SWP).wr.atomic = atomic_t { remote_addr, compare_add, swap, rkey };
+}
+unsafe extern "C" fn fetch_add(ex: *mut ibv_qp_ex, rkey: u32, remote_addr: u64, compare_add: u64) {
+    add(ex, ibv_wr_opcode::IBV_WR_ATOMIC_FETCH_AND_ADD).wr.atomic = atomic_t { remote_addr, compare_add, swap: 0, rkey };
+}
+unsafe extern "C" fn set_sge(ex: *mut ibv_qp_ex, lkey: u32, addr: u64, length: u32) {
+    (*ex.cast::<Qp>()).builder.sges.push(ibv_sge { addr, length, lkey });
+}
+unsafe extern "C" fn set_sge_list(ex: *mut ibv_qp_ex, n: usize, list: *const ibv_sge) {
+    let b = &mut (*ex.cast::<Qp>()).builder;
+    for i in 0..n {
+        b.sges.push(*list.add(i));
+    }
+}
+
+unsafe fn put_inline(b: &mut Builder, addr: *const u8, length: usize) {
+    if let Some(wr) = b.wrs.last_mut() {
+        wr.send_flags |= INLINE;
+    }
+    b.inline.push((b.sges.len(), b.bytes.len()));
+    b.sges.push(ibv_sge { addr: 0, length: length as u32, lkey: 0 });
+    // The program may reuse its buffer as soon as this returns.
+    b.bytes.extend_from_slice(core::slice::from_raw_parts(addr, length));
+}
+
+unsafe extern "C" fn set_inline(ex: *mut ibv_qp_ex, addr: *mut c_void, length: usize) {
+    if length != 0 {
+        put_inline(&mut (*ex.cast::<Qp>()).builder, addr.cast(), length);
+    }
+}
+unsafe extern "C" fn set_inline_list(ex: *mut ibv_qp_ex, n: usize, list: *const ibv_data_buf) {
+    for i in 0..n {
+        let buf = &*list.add(i);
+        set_inline(ex, buf.addr, buf.length);
+    }
+}
+unsafe extern "C" fn set_ud_addr(ex: *mut ibv_qp_ex, ah: *mut ibv_ah, remote_qpn: u32, remote_qkey: u32) {
+    if let Some(wr) = (*ex.cast::<Qp>()).builder.wrs.last_mut() {
+        wr.wr.ud = ud_t { ah, remote_qpn, remote_qkey };
+    }
+}
