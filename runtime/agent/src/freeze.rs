@@ -9,7 +9,7 @@ use crate::{
     arena::Scratch,
     conn::{self, move_high},
     maps,
-    pages::PAGE,
+    pages::{Kind, PAGE, Pagemap},
     save,
     sys::{self, Errno, Fd},
 };
@@ -213,8 +213,19 @@ fn resident(r: &Region) -> Vec<(u64, u64)> {
     out
 }
 
-fn copy_region(region: usize, r: &Region, memory: &Fd) -> Result<Copy, String> {
-    let runs = if matches!(r.backing, Backing::Shared(_)) { resident(r) } else { vec![(r.range.start, r.range.end)] };
+fn copy_region(region: usize, r: &Region, files: &Files) -> Result<Copy, String> {
+    let runs = match &r.backing {
+        Backing::Shared(_) => resident(r),
+        backing => {
+            let kind = if *backing == Backing::Anon { Kind::Anon } else { Kind::FilePrivate };
+            let mut runs = Vec::new();
+            Pagemap::new(&files.pagemap).runs::<String>(r.range.start, r.range.end, kind, |s, e| {
+                runs.push((s, e));
+                Ok(())
+            })?;
+            runs
+        }
+    };
     let mut copy = Copy { region, runs: Vec::new() };
     for (start, end) in runs {
         let len = (end - start) as usize;
@@ -223,7 +234,7 @@ fn copy_region(region: usize, r: &Region, memory: &Fd) -> Result<Copy, String> {
         let mut done = 0;
         while done < len {
             // SAFETY: `to` is writable for len.
-            match unsafe { sc!(pread64, memory.0, to.add(done), len - done, start as usize + done) } {
+            match unsafe { sc!(pread64, files.memory.0, to.add(done), len - done, start as usize + done) } {
                 Ok(n) if n > 0 => done += n,
                 // Beyond the end of the file, or without access: there is no content.
                 _ => done = (done + 1).next_multiple_of(PAGE as usize),
@@ -247,7 +258,7 @@ fn freeze_inner(facts: &Facts, scratch: (u64, u64), outcome: *mut Outcome) -> Re
     let mut regions = maps::read(&files.maps, &ours)?;
     let mut copies = Vec::new();
     for (i, r) in regions.iter().enumerate().filter(|(_, r)| needs_copy(r, &facts.fragile)) {
-        copies.push(copy_region(i, r, &files.memory)?);
+        copies.push(copy_region(i, r, &files)?);
     }
     if facts.sync {
         let result = save::write(facts, &regions, &copies, &files);
