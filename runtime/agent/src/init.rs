@@ -153,9 +153,7 @@ fn spawn() -> Result<(), String> {
 static HANDLER: AtomicU32 = AtomicU32::new(0);
 
 extern "C" fn run(_: *mut c_void) -> *mut c_void {
-    let mask = !(1u64 << (stop::SIGNAL - 1));
-    // SAFETY: 8 bytes. glibc's use of the signal (setuid in threads) must reach this thread too.
-    _ = unsafe { sc!(rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, 0, 8) };
+    stop::unblock_signal();
     while HANDLER.load(Acquire) == 0 {
         sys::futex_wait(&HANDLER, 0, None);
     }

@@ -27,6 +27,7 @@ mod libc_facts;
 mod maps;
 mod pages;
 mod panic;
+mod pending;
 mod plugins;
 mod process;
 mod save;

@@ -10,7 +10,6 @@ use alloc::{
     ffi::CString,
     format,
     string::{String, ToString},
-    vec,
     vec::Vec,
 };
 use slackwater_image::meta::{MmMap, PosixTimer, Process, Range, SigAction, Zombie};
@@ -27,36 +26,6 @@ fn stat_fields() -> Result<Vec<i64>, String> {
     let text = sys::read_file(c"/proc/self/stat").map_err(|e| format!("/proc/self/stat: {e}"))?;
     let close = text.iter().rposition(|&c| c == b')').ok_or("/proc/self/stat has no name")?;
     Ok(text[close + 2..].split(|&c| c == b' ' || c == b'\n').map(signed).collect())
-}
-
-/// Signals pending for the process as a whole: taken from the queue and put back in the same order.
-fn pending_signals() -> Vec<Vec<u8>> {
-    let mut set = 0u64;
-    // SAFETY: 8 bytes.
-    _ = unsafe { sc!(rt_sigpending, &raw mut set, 8) };
-    let mut out = Vec::new();
-    if set == 0 {
-        return out;
-    }
-    loop {
-        let (mut info, zero) = (vec![0u8; SIGINFO], [0u64; 2]);
-        // SAFETY: info is a siginfo, zero a timespec.
-        if unsafe { sc!(rt_sigtimedwait, &raw const set, info.as_mut_ptr(), zero.as_ptr(), 8) }.is_err() {
-            break;
-        }
-        out.push(info);
-    }
-    queue_signals(&out);
-    out
-}
-
-/// Queues signals for the process (rt_sigqueueinfo(2): to itself a process may send any siginfo).
-pub fn queue_signals(infos: &[Vec<u8>]) {
-    for info in infos {
-        let signal = i32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
-        // SAFETY: info is a siginfo.
-        _ = unsafe { sc!(rt_sigqueueinfo, sys::getpid(), signal, info.as_ptr()) };
-    }
 }
 
 fn posix_timers() -> Vec<PosixTimer> {
@@ -99,6 +68,8 @@ fn posix_timers() -> Vec<PosixTimer> {
             t.clock = signed(v) as i32;
         }
     }
+    // Newer kernels list the newest first; ids can only be had again in ascending order.
+    out.sort_by_key(|t| t.id);
     out
 }
 
@@ -245,7 +216,7 @@ pub fn capture(
         vvar,
         vdso_content,
         sigactions,
-        pending: pending_signals(),
+        pending: crate::pending::of(crate::pending::PROCESS),
         itimers,
         timers: posix_timers(),
         zombies: zombies(tids),
@@ -263,13 +234,17 @@ pub fn restore(p: &Process) {
         restore_timer(t);
     }
     for (which, &(value, interval)) in p.itimers.iter().enumerate() {
+        // ITIMER_REAL stands still from its expiry until SIGALRM is taken, which may be waiting among the pending signals.
+        let value = if which == 0 && value == 0 { interval } else { value };
         if value != 0 {
             let v = [interval / 1_000_000, interval % 1_000_000, value / 1_000_000, value % 1_000_000];
             // SAFETY: v is a struct itimerval.
             _ = unsafe { sc!(setitimer, which, v.as_ptr(), 0) };
         }
     }
-    queue_signals(&p.pending);
+    // The threads have put the others back themselves.
+    crate::pending::put_back_if_leaderless();
+    crate::stop::unblock_signal();
 }
 
 /// Makes the timer under its old id: the kernel hands out ids in ascending order, so those before it are made and deleted.

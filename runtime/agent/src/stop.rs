@@ -11,6 +11,7 @@
 //! calls only); the stack may be a small alternate stack, so frames stay below 1 KiB.
 use crate::{
     arch::{self, Context, Frame},
+    pending,
     sys::{self, Errno},
 };
 use alloc::{format, string::String, vec::Vec};
@@ -33,6 +34,10 @@ const SLOTS: usize = 1 << 17;
 static STOP: AtomicU32 = AtomicU32::new(0);
 /// Counts resumes; parked threads wait for it to change.
 static GO: AtomicU32 = AtomicU32::new(0);
+/// Changes whenever a parked thread shall look again: whether it may go, or is asked for its signals.
+static LOOK: AtomicU32 = AtomicU32::new(0);
+/// Parked threads that have been asked for their signals and have not done with it.
+static ASKED: AtomicU32 = AtomicU32::new(0);
 /// How many threads are parked.
 static PARKED: AtomicU32 = AtomicU32::new(0);
 /// How many restored threads have left the restorer and have their attributes back.
@@ -60,7 +65,10 @@ pub struct Slot {
     personality: i32,
     /// As `personality`.
     deathsig: i32,
-    pending: u64,
+    /// Signals wait for this thread alone.
+    owns_pending: bool,
+    /// [`ASK_TAKE`] or [`ASK_PUT`]: what the checkpoint thread asks of the parked thread; 0: nothing.
+    ask: AtomicU32,
     policy: i32,
     priority: i32,
     nice: i32,
@@ -69,6 +77,11 @@ pub struct Slot {
     affinity_len: usize,
     affinity: [u8; 128],
 }
+
+/// Empty your queue of signals into the table.
+const ASK_TAKE: u32 = 1;
+/// Fill it again.
+const ASK_PUT: u32 = 2;
 
 const ARCH_SET_GS: usize = 0x1001;
 const ARCH_GET_FS: usize = 0x1003;
@@ -97,8 +110,6 @@ fn capture(slot: &mut Slot) {
         _ = sc!(sched_getparam, 0, &raw mut slot.priority);
         slot.nice = 20 - sc!(getpriority, 0, 0).unwrap_or(20) as i32;
         slot.affinity_len = sc!(sched_getaffinity, 0, slot.affinity.len(), slot.affinity.as_mut_ptr()).unwrap_or(0);
-        slot.pending = 0;
-        _ = sc!(rt_sigpending, &raw mut slot.pending, 8);
         slot.rseq = crate::libc_facts::rseq_area(slot.fs);
     }
 }
@@ -132,16 +143,96 @@ fn restore(slot: &Slot) {
             _ = sc!(setpriority, 0, 0, slot.nice);
         }
     }
+    pending::put_back();
 }
 
-unsafe extern "C" fn park(_: *mut c_void) -> usize {
+unsafe extern "C" fn park(slot: *mut c_void) -> usize {
+    // SAFETY: the thread's own slot; `ask` is atomic and `tid` does not change.
+    let (ask, tid) = unsafe { (&(*slot.cast::<Slot>()).ask, (*slot.cast::<Slot>()).tid) };
     let before = GO.load(Acquire);
     PARKED.fetch_add(1, AcqRel);
     sys::futex_wake(&PARKED);
-    while GO.load(Acquire) == before {
-        sys::futex_wait(&GO, before, None);
+    loop {
+        let look = LOOK.load(Acquire);
+        if GO.load(Acquire) != before {
+            return 0;
+        }
+        match ask.swap(0, AcqRel) {
+            0 => sys::futex_wait(&LOOK, look, None),
+            what => {
+                if what == ASK_TAKE {
+                    pending::take(tid, u64::MAX);
+                } else {
+                    pending::put_back();
+                }
+                ASKED.fetch_sub(1, AcqRel);
+                sys::futex_wake(&ASKED);
+            }
+        }
     }
-    0
+}
+
+/// Asks the parked threads whom `who` names for something, and waits until they have done it.
+fn ask(what: u32, who: impl Fn(&Slot) -> bool) {
+    let n = (NEXT.load(Acquire) as usize).min(SLOTS);
+    let table = TABLE.load(Acquire);
+    for i in 0..n {
+        // SAFETY: all are parked; only `ask` is written, which is atomic.
+        let slot = unsafe { &*table.add(i) };
+        if slot.ready.load(Acquire) && who(slot) {
+            ASKED.fetch_add(1, AcqRel);
+            slot.ask.store(what, Release);
+        }
+    }
+    if ASKED.load(Acquire) != 0 {
+        LOOK.fetch_add(1, AcqRel);
+        sys::futex_wake(&LOOK);
+    }
+    loop {
+        match ASKED.load(Acquire) {
+            0 => return,
+            left => sys::futex_wait(&ASKED, left, None),
+        }
+    }
+}
+
+/// A line of a status file of /proc, after its name.
+fn status_line(path: &str, name: &[u8]) -> Option<String> {
+    let text = sys::read_file(core::ffi::CStr::from_bytes_with_nul(path.as_bytes()).ok()?).ok()?;
+    let line = text.split(|&c| c == b'\n').find_map(|l| l.strip_prefix(name))?;
+    Some(core::str::from_utf8(line).ok()?.trim().into())
+}
+
+/// Signals that wait for `tid` alone.
+fn own_pending(tid: i32) -> u64 {
+    let line = status_line(&format!("/proc/self/task/{tid}/status\0"), b"SigPnd:");
+    line.and_then(|l| u64::from_str_radix(&l, 16).ok()).unwrap_or(0)
+}
+
+/// False only if no process of this user has a signal that waits.
+fn any_queued() -> bool {
+    !status_line("/proc/thread-self/status\0", b"SigQ:").is_some_and(|l| l.starts_with("0/"))
+}
+
+/// With all threads parked: what waits for them and for the process goes into [`pending`]'s table, and back.
+///
+/// It must be looked for now: a thread that parked early may have been sent a signal by one that parked late.
+fn take_pending(leader_gone: bool) {
+    pending::clear(leader_gone);
+    if !any_queued() {
+        return;
+    }
+    pending::take_process();
+    let n = (NEXT.load(Acquire) as usize).min(SLOTS);
+    let table = TABLE.load(Acquire);
+    // SAFETY: all are parked; `owns` is this thread's to write.
+    for slot in (0..n).map(|i| unsafe { &mut *table.add(i) }) {
+        slot.owns_pending = slot.ready.load(Acquire) && own_pending(slot.tid) != 0;
+    }
+    let pid = sys::getpid();
+    ask(ASK_TAKE, |slot| slot.owns_pending);
+    ask(ASK_PUT, |slot| slot.tid == pid || slot.owns_pending);
+    pending::put_back_if_leaderless();
 }
 
 unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, ucontext: *mut c_void) {
@@ -168,7 +259,7 @@ unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, uconte
     capture(slot);
     slot.ready.store(true, Release);
     // SAFETY: `slot.context` outlives the call; `park` returns 0.
-    let restarted = unsafe { arch::with_context(&raw mut slot.context, park, core::ptr::null_mut()) };
+    let restarted = unsafe { arch::with_context(&raw mut slot.context, park, (&raw mut *slot).cast()) };
     if restarted == 1 {
         restore(slot);
         let before = GO.load(Acquire);
@@ -214,12 +305,21 @@ pub fn install() -> sys::Result<()> {
         let table = sys::map_anonymous(SLOTS * size_of::<Slot>(), libc::MAP_NORESERVE)?;
         TABLE.store(table.cast(), Release);
     }
+    pending::install()?;
     // SAFETY: the kernel's struct sigaction is these four words on x86-64.
     unsafe { sc!(rt_sigaction, SIGNAL, new.as_ptr(), old.as_mut_ptr(), 8) }?;
     if old[0] != new[0] {
         CHAINED.store(old[0], Release);
     }
     Ok(())
+}
+
+/// The checkpoint thread's mask: it takes none of the program's signals, but glibc's use of ours (setuid in threads) must
+/// reach it, or the caller of setuid waits for ever.
+pub fn unblock_signal() {
+    let mask = !(1u64 << (SIGNAL - 1));
+    // SAFETY: 8 bytes.
+    _ = unsafe { sc!(rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, 0, 8) };
 }
 
 fn parked_tids() -> Vec<i32> {
@@ -296,6 +396,7 @@ pub fn stop(deadline_ns: u64) -> Result<Stopped, String> {
         }
         if !newcomers && waiting.is_empty() {
             let leader_gone = parked.binary_search(&pid).is_err() && pid != me;
+            take_pending(leader_gone);
             return Ok(Stopped { tids: parked, leader_gone });
         }
         if sys::now_ns() > end {
@@ -323,6 +424,8 @@ pub fn resume() {
     STOP.store(0, Release);
     GO.fetch_add(1, AcqRel);
     sys::futex_wake(&GO);
+    LOOK.fetch_add(1, AcqRel);
+    sys::futex_wake(&LOOK);
 }
 
 /// In a restored process: waits until `n` threads have arrived.
@@ -385,6 +488,6 @@ fn to_meta(s: &Slot) -> meta::Thread {
         nice: s.nice,
         affinity: s.affinity[..s.affinity_len.min(128)].to_vec(),
         timerslack: s.timerslack,
-        pending: Vec::new(),
+        pending: pending::of(s.tid),
     }
 }
