@@ -68,6 +68,12 @@ pub(crate) fn wait_gone(fd: &OwnedFd, until: Instant) -> Result<()> {
     }
 }
 
+/// Pending and blocked signals, from a thread's status.
+fn signals(status: &str) -> String {
+    let lines = status.lines().filter(|l| l.starts_with("SigPnd") || l.starts_with("SigBlk"));
+    lines.map(|l| l.replace('\t', "")).collect::<Vec<_>>().join(" ")
+}
+
 /// Where the threads of `root`'s tree are, for the message of a test that hangs.
 pub(crate) fn describe(root: u32) -> String {
     let mut text = String::new();
@@ -81,11 +87,12 @@ pub(crate) fn describe(root: u32) -> String {
             let state = stat.rsplit(") ").next().and_then(|s| s.chars().next()).unwrap_or('?');
             let tid = task.file_name();
             text += &format!(
-                "  thread {} {} state {state} in {} syscall {}\n",
+                "  thread {} {} state {state} in {} syscall {} signals {}\n",
                 tid.to_string_lossy(),
                 read("comm"),
                 read("wchan"),
-                read("syscall")
+                read("syscall"),
+                signals(&read("status"))
             );
         }
     }

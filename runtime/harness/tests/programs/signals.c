@@ -87,9 +87,11 @@ int main(void) {
     sigemptyset(&set);
     sigaddset(&set, SIGRTMIN + 5);
     sigaddset(&set, SIGUSR1);
+    sigaddset(&set, SIGQUIT);
     sigaddset(&set, SIGRTMIN + 7);
     sigprocmask(SIG_BLOCK, &set, NULL);
     for (int i = 1; i <= 2; i++) CHECK(sigqueue(getpid(), SIGRTMIN + 5, (union sigval){.sival_int = i}) == 0, "queue");
+    CHECK(kill(getpid(), SIGQUIT) == 0, "kill"); // its siginfo says that nobody but we may send it
     sigset_t usr1, blocked_now;
     sigemptyset(&usr1);
     sigaddset(&usr1, SIGUSR1);
@@ -140,6 +142,7 @@ int main(void) {
             CHECK(sigismember(&blocked_now, s) == sigismember(&set, s), "mask: signal %d", s);
         }
         CHECK(sigpending(&pending) == 0 && sigismember(&pending, SIGRTMIN + 5), "pending for the process");
+        CHECK(sigismember(&pending, SIGQUIT), "by kill, for the process");
         CHECK(!sigismember(&pending, SIGHUP), "that one is the thread's");
 
         CHECK(kill(getpid(), SIGUSR1) == 0, "kill");
@@ -170,6 +173,11 @@ int main(void) {
 
     stopping = 1;
     join(thread);
+    sigset_t quit;
+    sigemptyset(&quit);
+    sigaddset(&quit, SIGQUIT);
+    siginfo_t by;
+    CHECK(sigwaitinfo(&quit, &by) == SIGQUIT && by.si_pid == getpid() && by.si_code == SI_USER, "who sent SIGQUIT");
     sigset_t five;
     sigemptyset(&five);
     sigaddset(&five, SIGRTMIN + 5);
