@@ -168,7 +168,11 @@ pub fn device(fd: i32, st: &libc::stat, link: Vec<u8>) -> Result<Kind> {
     let (major, minor) = (libc::major(st.st_rdev), libc::minor(st.st_rdev));
     let block = st.st_mode & libc::S_IFMT == libc::S_IFBLK;
     // <linux/major.h> MEM_MAJOR: null 3, zero 5, full 7, random 8, urandom 9, kmsg 11.
-    if !(block || major == 1 && matches!(minor, 3 | 5 | 7 | 8 | 9 | 11)) {
+    let plain = block || major == 1 && matches!(minor, 3 | 5 | 7 | 8 | 9 | 11);
+    // An event channel of librdmacm. Without ids on it (UCX opens one and leaves it) it has no state; that there are none
+    // is for the InfiniBand plugin to say, which sees their making.
+    let event_channel = link == b"/dev/infiniband/rdma_cm";
+    if !plain && !event_channel {
         return Err(CaptureError::new(
             fd,
             format!(
