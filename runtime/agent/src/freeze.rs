@@ -22,7 +22,7 @@ use alloc::{
 use core::ffi::CStr;
 use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::*};
-use slackwater_image::meta::{self, Backing, Region, flag};
+use slackwater_image::meta::{self, Backing, Region, WHOLE_SHARED, flag};
 
 /// What goes into the image besides memory; in the arena.
 pub struct Facts {
@@ -215,6 +215,10 @@ fn resident(r: &Region) -> Vec<(u64, u64)> {
 
 fn copy_region(region: usize, r: &Region, files: &Files) -> Result<Copy, String> {
     let runs = match &r.backing {
+        // A file that a restart may have to make again needs all of its pages; of other memory, those that are there.
+        Backing::Shared(f) if !f.deleted && f.size <= WHOLE_SHARED && !f.path.starts_with("/dev/") => {
+            vec![(r.range.start, r.range.end)]
+        }
         Backing::Shared(_) => resident(r),
         backing => {
             let kind = if *backing == Backing::Anon { Kind::Anon } else { Kind::FilePrivate };

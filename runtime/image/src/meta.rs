@@ -43,6 +43,10 @@ pub struct MmMap {
     pub env_end: u64,
 }
 
+/// Shared mappings of files up to this length, in bytes, are in the image as a whole, pages that are not in memory
+/// included: they are what programs keep in session directories, which a restart may have to make again.
+pub const WHOLE_SHARED: u64 = 4 << 20;
+
 /// A half-open range of addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Range {

@@ -5,12 +5,12 @@
 //! are not in the image; deleted files are not needed at all (the image has all of their pages).
 use crate::Options;
 use anyhow::{Context, Result, anyhow, bail};
-use slackwater_image::meta::{Backing, FileId, Region, flag};
+use slackwater_image::meta::{Backing, FileId, Region, WHOLE_SHARED, flag};
 use slackwater_objects::rebuild::Prepared;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Shared memory objects by old device and inode.
@@ -25,14 +25,36 @@ struct Wanted<'a> {
     end: u64,
     writes: bool,
     huge: bool,
+    /// Parts whose content is in the image.
+    saved: Vec<(u64, u64)>,
+}
+
+impl Wanted<'_> {
+    /// Is all of the file in the image, so that it can be made again?
+    fn is_whole(&self) -> bool {
+        let mut saved = self.saved.clone();
+        saved.sort_unstable();
+        let reach = saved.iter().fold(0, |reach, &(start, end)| if start <= reach { reach.max(end) } else { reach });
+        self.id.size <= WHOLE_SHARED && reach >= self.id.size
+    }
 }
 
 fn wanted<'a>(all: impl Iterator<Item = &'a Region>) -> BTreeMap<(u64, u64), Wanted<'a>> {
     let mut objects: BTreeMap<(u64, u64), Wanted<'a>> = BTreeMap::new();
     for r in all {
         let Backing::Shared(id) = &r.backing else { continue };
-        let o = objects.entry((id.dev, id.ino)).or_insert(Wanted { id, end: 0, writes: false, huge: false });
-        o.end = o.end.max(id.offset + (r.range.end - r.range.start)).max(id.size);
+        let o = objects.entry((id.dev, id.ino)).or_insert(Wanted {
+            id,
+            end: 0,
+            writes: false,
+            huge: false,
+            saved: Vec::new(),
+        });
+        let end = id.offset + (r.range.end - r.range.start);
+        o.end = o.end.max(end).max(id.size);
+        if r.flags & flag::MAYWRITE != 0 {
+            o.saved.push((id.offset, end));
+        }
         o.writes |= r.prot & 2 != 0;
         o.huge |= r.flags & flag::HUGETLB != 0;
     }
@@ -128,7 +150,11 @@ fn named(o: &Wanted<'_>, options: &Options) -> Result<OwnedFd> {
     // For writing if at all possible: mprotect(2) may ask for it later.
     let open = |write| OpenOptions::new().read(true).write(write).custom_flags(libc::O_NOCTTY).open(&path);
     let file = open(true)
-        .or_else(|e| if o.writes { Err(e) } else { open(false) })
+        .or_else(|e| match e.kind() {
+            std::io::ErrorKind::NotFound if o.is_whole() => again(&path, o.id.size),
+            _ if o.writes => Err(e),
+            _ => open(false),
+        })
         .with_context(|| format!("{} was mapped as shared memory, and cannot be opened now; put it back, or name another with --map-path OLD=NEW", path.display()))?;
     let meta = file.metadata()?;
     if meta.is_file() && meta.len() < o.id.size {
@@ -140,6 +166,16 @@ fn named(o: &Wanted<'_>, options: &Options) -> Result<OwnedFd> {
         );
     }
     Ok(file.into())
+}
+
+/// A small file whose directory went away with its session (MPI's launchers keep such): its content comes from the image.
+fn again(path: &Path, size: u64) -> std::io::Result<File> {
+    if let Some(folder) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+    file.set_len(size)?;
+    Ok(file)
 }
 
 /// Opens the files behind private mappings. One descriptor per file; for each region (by index) the one to map.
