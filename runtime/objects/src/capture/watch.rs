@@ -99,11 +99,10 @@ pub fn inotify(fd: i32, info: &[u8]) -> Result<Vec<Watch>> {
     Ok(out)
 }
 
-// Places where watched directories mostly are; the kernel gives a file handle, which only root can open.
+// The kernel gives a file handle, which only root can open; so likely places are looked at: what the process has open, the
+// folders above that, its working directory, and folders that are mostly watched.
 fn find(key: (u64, u64)) -> Option<Vec<u8>> {
-    let cwd = sys::readlink(b"/proc/self/cwd").unwrap_or_default();
-    let places: [&[u8]; 12] = [
-        &cwd,
+    const PLACES: [&[u8]; 11] = [
         b"/",
         b"/dev",
         b"/dev/input",
@@ -116,5 +115,19 @@ fn find(key: (u64, u64)) -> Option<Vec<u8>> {
         b"/var/run",
         b"/var/tmp",
     ];
-    places.into_iter().find(|place| sys::stat(place).is_ok_and(|st| (st.st_dev, st.st_ino) == key)).map(<[u8]>::to_vec)
+    let is = |place: &[u8]| sys::stat(place).is_ok_and(|st| (st.st_dev, st.st_ino) == key);
+    let open = sys::descriptors().unwrap_or_default().into_iter().map(|fd| sys::proc_path("/proc/self/fd/", fd));
+    let links = [b"/proc/self/cwd".to_vec(), b"/proc/self/exe".to_vec()].into_iter().chain(open);
+    for mut place in links.filter_map(|link| sys::readlink(&link).ok()).filter(|place| place.starts_with(b"/")) {
+        loop {
+            if is(&place) {
+                return Some(place);
+            }
+            match place.iter().rposition(|&b| b == b'/') {
+                Some(slash) if slash > 0 => place.truncate(slash),
+                _ => break,
+            }
+        }
+    }
+    PLACES.into_iter().find(|place| is(place)).map(<[u8]>::to_vec)
 }

@@ -173,6 +173,7 @@ impl Prepared<'_> {
 /// # Errors
 /// Says which descriptor of which process cannot come back, and why.
 pub fn prepare<'a>(c: &Computation<'a>) -> Result<Prepared<'a>> {
+    c.tables.iter().try_for_each(|(member, table)| check(*member, table))?;
     let limit = os::raise_limit().unwrap_or(1024);
     let highest = c.tables.iter().flat_map(|(_, t)| t.descriptors.last()).map(|d| d.fd).max().unwrap_or(2);
     let base = highest.max(255) + 1;
@@ -211,6 +212,32 @@ pub fn prepare<'a>(c: &Computation<'a>) -> Result<Prepared<'a>> {
         p.made.insert(lead, fd);
     }
     Ok(p)
+}
+
+// What the rest of this module relies on: an image may be damaged, or forged.
+fn check(member: u64, table: &Table) -> Result<()> {
+    let wrong = |fd, what: &str| Err(RebuildError { member, fd, what: what.into(), source: None });
+    let known = |open: u32| (open as usize) < table.opens.len();
+    let mut last = -1;
+    for d in &table.descriptors {
+        if !known(d.open) || d.fd <= last {
+            return wrong(d.fd, "the image's table of descriptors is damaged");
+        }
+        last = d.fd;
+    }
+    for open in &table.opens {
+        let sound = match &open.kind {
+            Kind::Epoll { watched } => watched.iter().all(|w| w.open.is_none_or(known) && w.fd >= 0),
+            Kind::Socket(s) if s.tcp.is_some() || s.protocol == libc::IPPROTO_UDP => {
+                slackwater_socket::address::Endpoint::parse(&s.local).is_some()
+            }
+            _ => true,
+        };
+        if !sound {
+            return wrong(open.fd, "the image's description of this object is damaged");
+        }
+    }
+    Ok(())
 }
 
 // Made in each process though shared, since it means something only there; what is lost is the sharing of O_NONBLOCK.

@@ -117,6 +117,44 @@ pub fn cases() -> Vec<Case> {
                 },
             )
         },
+        Case {
+            // Their other ends are in a process outside, which is gone after the restart.
+            check_original: false,
+            again: false,
+            ..Case::new(
+                "pipe-to-the-outside",
+                || {
+                    let ((r, w), (r2, w2)) = (pipe(), pipe());
+                    write_all(w, b"from outside");
+                    let case = unsafe { libc::getpid() };
+                    if unsafe { libc::fork() } == 0 {
+                        unsafe {
+                            libc::close(r);
+                            libc::close(w2);
+                            // Until the case's process ends; it may have ended before the request.
+                            libc::alarm(30);
+                            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                            if libc::getppid() == case {
+                                libc::pause();
+                            }
+                            libc::_exit(0);
+                        }
+                    }
+                    unsafe {
+                        libc::close(w);
+                        libc::close(r2);
+                    }
+                    at_number(r, 20);
+                    at_number(w2, 21);
+                },
+                |_| {
+                    assert_eq!(read_some(20, 12), b"from outside");
+                    assert_eq!(read_once(20).expect("read"), b"");
+                    assert_eq!(unsafe { libc::write(21, b"x".as_ptr().cast(), 1) }, -1);
+                    assert_eq!(errno(), libc::EPIPE);
+                },
+            )
+        },
         Case::new(
             "fifo",
             || {

@@ -197,6 +197,40 @@ pub fn cases() -> Vec<Case> {
                 assert_eq!(unsafe { libc::inotify_rm_watch(10, 3) }, 0);
             },
         ),
+        Case {
+            check_original: false,
+            ..Case::new(
+                // `check` writes into the file, so it runs once.
+                "inotify-of-an-open-file",
+                || {
+                    std::fs::create_dir("logs").expect("mkdir");
+                    at_number(open("logs/tailed", libc::O_RDWR | libc::O_CREAT), 11);
+                    at_number(unsafe { libc::inotify_init1(libc::IN_NONBLOCK) }, 10);
+                    assert_eq!(unsafe { libc::inotify_add_watch(10, c"logs/tailed".as_ptr(), libc::IN_MODIFY) }, 1);
+                    assert_eq!(unsafe { libc::inotify_add_watch(10, c"logs".as_ptr(), libc::IN_CREATE) }, 2);
+                },
+                |_| {
+                    write_all(11, b"line\n");
+                    let wd = |event: &[u8]| i32::from_ne_bytes(event[..4].try_into().expect("wd"));
+                    assert_eq!(wd(&read_once(10).expect("read")), 1);
+                    std::fs::write("logs/new", b"").expect("write");
+                    assert_eq!(wd(&read_once(10).expect("read")), 2);
+                    std::fs::remove_file("logs/new").expect("remove");
+                },
+            )
+        },
+        Case {
+            refused: Some("whose path the kernel does not tell"),
+            ..Case::new(
+                "inotify-nowhere-refused",
+                || {
+                    std::fs::create_dir_all("deep/er").expect("mkdir");
+                    at_number(unsafe { libc::inotify_init1(libc::IN_NONBLOCK) }, 10);
+                    assert_eq!(unsafe { libc::inotify_add_watch(10, c"deep/er".as_ptr(), libc::IN_CREATE) }, 1);
+                },
+                |_| {},
+            )
+        },
         Case::new(
             "pidfd-of-the-dead",
             || {
