@@ -1,4 +1,4 @@
-//# Args: 1; 64; 512
+//# Args: 1; 64
 //# Scenario: go-on, restart
 //# Checkpoints: 50
 // N threads with everything that pthread has: mutex, condition variable, rwlock, barrier, TLS, error-checking and robust
