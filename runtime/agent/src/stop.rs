@@ -40,6 +40,8 @@ static LOOK: AtomicU32 = AtomicU32::new(0);
 static ASKED: AtomicU32 = AtomicU32::new(0);
 /// How many threads are parked.
 static PARKED: AtomicU32 = AtomicU32::new(0);
+/// At how many the checkpoint thread is to be woken; it looks at each thread then, which is dear when there are thousands.
+static WANTED: AtomicU32 = AtomicU32::new(0);
 /// How many restored threads have left the restorer and have their attributes back.
 static ARRIVED: AtomicU32 = AtomicU32::new(0);
 /// Next free slot.
@@ -150,8 +152,10 @@ unsafe extern "C" fn park(slot: *mut c_void) -> usize {
     // SAFETY: the thread's own slot; `ask` is atomic and `tid` does not change.
     let (ask, tid) = unsafe { (&(*slot.cast::<Slot>()).ask, (*slot.cast::<Slot>()).tid) };
     let before = GO.load(Acquire);
-    PARKED.fetch_add(1, AcqRel);
-    sys::futex_wake(&PARKED);
+    let parked = PARKED.fetch_add(1, AcqRel) + 1;
+    if parked >= WANTED.load(Acquire) {
+        sys::futex_wake(&PARKED);
+    }
     loop {
         let look = LOOK.load(Acquire);
         if GO.load(Acquire) != before {
@@ -340,6 +344,9 @@ fn state(tid: i32) -> u8 {
     text.iter().rposition(|&c| c == b')').and_then(|i| text.get(i + 2).copied()).unwrap_or(b'X')
 }
 
+/// For how long the checkpoint thread waits for signalled threads before it looks who has ended, in nanoseconds.
+const FIRST_LOOK: u64 = 2_000_000;
+
 /// The program's stopped threads.
 pub struct Stopped {
     /// Thread ids, parked.
@@ -363,6 +370,7 @@ pub fn stop(deadline_ns: u64) -> Result<Stopped, String> {
     STOP.store(1, Release);
     let mut signalled: Vec<i32> = Vec::new();
     let end = sys::now_ns() + deadline_ns;
+    let mut look_again = FIRST_LOOK;
     loop {
         // Who was parked before the list was read: only then does a list without newcomers prove that nobody is left.
         let parked = parked_tids();
@@ -402,10 +410,19 @@ pub fn stop(deadline_ns: u64) -> Result<Stopped, String> {
         if sys::now_ns() > end {
             return Err(give_up(format!("threads {waiting:?} did not stop in time")));
         }
-        let count = PARKED.load(Acquire);
-        if (count as usize) < signalled.len() {
-            sys::futex_wait(&PARKED, count, Some(1_000_000));
+        // All that were signalled, or, since some of them may be ending instead, whoever is there after a while: each round
+        // that brings no one doubles it.
+        WANTED.store(signalled.len() as u32, Release);
+        let (since, before) = (sys::now_ns(), PARKED.load(Acquire));
+        loop {
+            let count = PARKED.load(Acquire);
+            let spent = sys::now_ns() - since;
+            if count as usize >= signalled.len() || spent > look_again {
+                break;
+            }
+            sys::futex_wait(&PARKED, count, Some(look_again - spent));
         }
+        look_again = if PARKED.load(Acquire) > before { FIRST_LOOK } else { (look_again * 2).min(16 * FIRST_LOOK) };
     }
 }
 
