@@ -3,7 +3,7 @@
 //! # Safety
 //! The runtime calls [`event`] with its info struct; RESTART and the like come while the program stands still.
 use crate::exchange::SCOPE;
-use crate::{arena, fds, quiesce, restart};
+use crate::{arena, cm, fds, quiesce, restart};
 use core::ffi::{c_int, c_void};
 use slackwater_plugin::{Event, Info, Plugin, Verdict};
 
@@ -48,7 +48,11 @@ pub unsafe extern "C" fn event(_user: *mut c_void, info: *mut Info) -> c_int {
                 arena::after_fork();
                 Verdict::Done
             }
-            Some(Event::PreSuspend | Event::Suspended) | None => Verdict::Done,
+            Some(Event::Suspended) => {
+                cm::suspended();
+                Verdict::Done
+            }
+            Some(Event::PreSuspend) | None => Verdict::Done,
         }
     };
     verdict as c_int

@@ -6,7 +6,7 @@
 //!
 //! # Safety
 //! The jump keeps all argument registers; the function behind it has the C signature of its name.
-use crate::{ah, channel, context, cq, device, mr, pd, qp, refuse, srq};
+use crate::{ah, channel, cm, context, cq, device, mr, pd, qp, refuse, srq};
 
 /// What becomes of a symbol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub struct Export {
 }
 
 macro_rules! exports {
+    // librdmacm's, of which we only keep count.
+    (@cm $($name:literal => $f:path;)*) => { $(exports!(@one $name "RDMACM_1.0" $f);)* };
     (wrapped { $($name:literal $version:literal => $f:path;)* } refused { $($rname:literal $rversion:literal => $rf:path;)* }
      passed { $($pname:literal $pversion:literal: $why:expr;)* }) => {
         $(exports!(@one $name $version $f);)*
@@ -62,6 +64,15 @@ const OLD: &str = "the ABI of 2007, with other structs: no program of today bind
 const PURE: &str = "pure: names or converts values";
 const RANGE: &str = "madvise(2) on the program's own memory";
 const PROVIDER: &str = "for providers: real objects, which live in the driver's namespace";
+
+exports! {@cm
+    "rdma_create_event_channel" => cm::create_event_channel;
+    "rdma_destroy_event_channel" => cm::destroy_event_channel;
+    "rdma_create_id" => cm::create_id;
+    "rdma_destroy_id" => cm::destroy_id;
+    "rdma_create_ep" => cm::create_ep;
+    "rdma_destroy_ep" => cm::destroy_ep;
+}
 
 exports! {
 wrapped {

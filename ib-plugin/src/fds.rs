@@ -40,7 +40,7 @@ struct Watch {
 static WATCHES: Lock<Vec<Watch>> = Lock::new(Vec::new());
 
 fn visible() -> Vec<c_int> {
-    let mut all = Vec::new();
+    let mut all = crate::cm::descriptors();
     for ctx in contexts() {
         // SAFETY: listed objects are live.
         unsafe {

@@ -22,7 +22,7 @@ use crate::peers::{Directory, Peer, QpId};
 use crate::qp::{Qp, kind, mask, state};
 use crate::quiesce::{contexts, port_maps};
 use crate::wire::{Reader, Writer};
-use crate::{driver, fds, post, srq};
+use crate::{cm, driver, fds, post, srq};
 use alloc::{boxed::Box, collections::BTreeMap, format, string::String, vec::Vec};
 use core::mem::zeroed;
 use core::ptr::null_mut;
@@ -56,6 +56,11 @@ fn failed(what: &str) -> String {
 
 unsafe fn rebuild(info: &Info, contexts: &[*mut Context]) -> Outcome<()> {
     let mut card = Card { member: info.member, ..Card::default() };
+    let channels = cm::descriptors();
+    fds::hold(&channels);
+    if !cm::reopen() {
+        return Err("there is no /dev/infiniband/rdma_cm here".into());
+    }
     if contexts.is_empty() {
         card.publish();
         return Ok(());
