@@ -62,7 +62,7 @@ pub struct Outcome {
     text: [u8; 1024],
     /// 1 when the child has told the coordinator.
     told: AtomicU32,
-    /// 1 when the child has opened what it needs.
+    /// 1 when the child has opened what it needs; 2 when it does not see all of the memory, and ends.
     ready: AtomicU32,
     /// What it opened; these numbers are the program's too, and closed by us.
     fds: [AtomicI32; 3],
@@ -103,6 +103,14 @@ struct Child {
     pidfd: Fd,
     /// The child's files; the descriptor table is shared, so they outlive it.
     _files: Files,
+}
+
+/// How memory was frozen.
+enum Frozen {
+    /// The image is written.
+    Written,
+    /// A child has it.
+    Forked(Child),
 }
 
 /// An image that is being written.
@@ -256,12 +264,18 @@ fn unmap_copies(copies: &[Copy]) {
     }
 }
 
-fn freeze_inner(facts: &Facts, scratch: (u64, u64), outcome: *mut Outcome) -> Result<Option<Child>, String> {
+/// None: the child does not see all memory that it should write, for more is [`maps::fragile`] than `fragile` says.
+fn freeze_inner(
+    facts: &Facts,
+    fragile: &[(u64, u64)],
+    scratch: (u64, u64),
+    outcome: *mut Outcome,
+) -> Result<Option<Frozen>, String> {
     let ours = [scratch, (outcome as u64, outcome as u64 + PAGE)];
     let files = Files::open(facts.sync)?;
     let mut regions = maps::read(&files.maps, &ours)?;
     let mut copies = Vec::new();
-    for (i, r) in regions.iter().enumerate().filter(|(_, r)| needs_copy(r, &facts.fragile)) {
+    for (i, r) in regions.iter().enumerate().filter(|(_, r)| needs_copy(r, fragile)) {
         copies.push(copy_region(i, r, &files)?);
     }
     if facts.sync {
@@ -269,7 +283,7 @@ fn freeze_inner(facts: &Facts, scratch: (u64, u64), outcome: *mut Outcome) -> Re
         unmap_copies(&copies);
         // SAFETY: mapped by the caller.
         unsafe { (*outcome).report(result) };
-        return Ok(None);
+        return Ok(Some(Frozen::Written));
     }
     drop(files);
     // SAFETY: the child uses raw system calls, scratch memory and what was captured.
@@ -278,6 +292,15 @@ fn freeze_inner(facts: &Facts, scratch: (u64, u64), outcome: *mut Outcome) -> Re
         // SAFETY: shared with the parent.
         let o = unsafe { &mut *outcome };
         // The program has not gone on yet: these take no number that it might be about to get.
+        let copied = |i| copies.iter().any(|c| c.region == i);
+        if maps::all_there(&regions, &ours, copied).is_ok_and(|all| !all) {
+            o.ready.store(2, Release);
+            sys::futex_wake_shared(&o.ready);
+            loop {
+                // SAFETY: ends this process alone.
+                _ = unsafe { sc!(exit_group, 0) };
+            }
+        }
         let files = Files::open(true);
         if let Ok(f) = &files {
             for (slot, fd) in o.fds.iter().zip([&f.memory, &f.pagemap, &f.maps]) {
@@ -289,7 +312,7 @@ fn freeze_inner(facts: &Facts, scratch: (u64, u64), outcome: *mut Outcome) -> Re
         // The descriptor table is shared: the parent closes them, and a second close might hit somebody else's.
         o.report(files.map(ManuallyDrop::new).and_then(|f| {
             let here = maps::read(&f.maps, &ours)?;
-            maps::complete(&mut regions, &here, |i| copies.iter().any(|c| c.region == i))?;
+            maps::complete(&mut regions, &here, copied)?;
             save::write(facts, &regions, &copies, &f)
         }));
         // Our parent may have ended meanwhile (a short-lived process): this process tells the coordinator itself, on
@@ -320,11 +343,19 @@ fn freeze_inner(facts: &Facts, scratch: (u64, u64), outcome: *mut Outcome) -> Re
     while o.ready.load(Acquire) == 0 && !sys::readable(pidfd.0, 0) {
         sys::futex_wait_shared(&o.ready, 0, 10_000_000);
     }
+    if o.ready.swap(0, AcqRel) == 2 {
+        // SAFETY: our child, which ends at once.
+        while unsafe {
+            sc!(wait4, pid, 0, 0x4000_0000 /* __WALL */, 0)
+        } == Err(Errno::EINTR)
+        {}
+        return Ok(None);
+    }
     let [memory, pagemap, maps] = [0, 1, 2].map(|i| Fd(o.fds[i].load(Relaxed)));
     for fd in [&memory, &pagemap, &maps] {
         conn::own(fd.0);
     }
-    Ok(Some(Child { pid: pid as i32, pidfd, _files: Files { memory, pagemap, maps } }))
+    Ok(Some(Frozen::Forked(Child { pid: pid as i32, pidfd, _files: Files { memory, pagemap, maps } })))
 }
 
 /// Freezes memory. Call it through `with_context`, so that the image knows where the checkpoint thread goes on.
@@ -341,12 +372,27 @@ pub fn freeze(facts: &Facts) -> Result<Writing, String> {
         (*outcome).fds.iter().for_each(|fd| fd.store(-1, Relaxed));
     }
     let scratch = Scratch::reserve().map_err(|e| format!("mmap: {e}"))?;
-    scratch.enter();
-    let result = freeze_inner(facts, scratch.range(), outcome);
-    Scratch::leave();
+    let attempt = |fragile: &[(u64, u64)]| {
+        scratch.enter();
+        let result = freeze_inner(facts, fragile, scratch.range(), outcome);
+        Scratch::leave();
+        result
+    };
+    let mut result = attempt(&facts.fragile);
+    if matches!(result, Ok(None)) {
+        // Now that the program stands still the answer lasts.
+        result = maps::fragile().and_then(|fragile| attempt(&fragile));
+    }
+    let result = result.and_then(|frozen| {
+        frozen.ok_or_else(|| "a forked child does not see all of the memory: try --sync".to_string())
+    });
     // From here on the arena again; what lies in scratch memory is copied out and forgotten, not dropped.
     let result = match result {
-        Ok(child) => {
+        Ok(frozen) => {
+            let child = match frozen {
+                Frozen::Written => None,
+                Frozen::Forked(child) => Some(child),
+            };
             let note = if facts.sync { "written while stopped" } else { "" }.to_string();
             Ok(Writing { child, outcome, note })
         }

@@ -201,6 +201,20 @@ pub fn fragile() -> Result<Vec<(u64, u64)>, String> {
     Ok(parse(&text, &[])?.regions.iter().filter(|r| fragile(r)).map(|r| (r.range.start, r.range.end)).collect())
 }
 
+/// In the child: does it have all of `regions` that were not `copied`? A program that registers memory all the time
+/// (MADV_DONTFORK) may have made more invisible after [`fragile`] was asked for.
+///
+/// # Errors
+/// /proc is not there.
+pub fn all_there(regions: &[Region], ours: &[(u64, u64)], copied: impl Fn(usize) -> bool) -> Result<bool, String> {
+    let text = sys::read_file(c"/proc/self/maps").map_err(|e| format!("/proc/self/maps: {e}"))?;
+    let here = parse(&text, ours)?.regions;
+    Ok(regions.iter().enumerate().all(|(i, r)| {
+        let at = here.partition_point(|h| h.range.end <= r.range.start);
+        copied(i) || here.get(at).is_some_and(|h| h.range.start <= r.range.start && r.range.end <= h.range.end)
+    }))
+}
+
 /// In the child: completes `regions`, which were read from maps, with the flags that its own smaps shows. `copied` says
 /// which were copied before the fork.
 ///
