@@ -258,6 +258,10 @@ unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, uconte
     if index >= SLOTS {
         return;
     }
+    let interrupted_ns = sys::now_ns();
+    // SAFETY: the frame is this handler's.
+    let mut frame = unsafe { Frame::new(ucontext) };
+    arch::note_time_left(&mut frame);
     // SAFETY: the slot is this thread's until the next stop; the table is mapped as long as the process lives.
     let slot = unsafe { &mut *TABLE.load(Acquire).add(index) };
     capture(slot);
@@ -273,14 +277,12 @@ unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, uconte
             sys::futex_wait(&GO, before, None);
         }
     }
-    // SAFETY: the frame is this handler's.
-    let mut frame = unsafe { Frame::new(ucontext) };
     let mut pending = 0u64;
     // SAFETY: 8 bytes, as told.
     _ = unsafe { sc!(rt_sigpending, &raw mut pending, 8) };
     // A signal of the program that came meanwhile interrupts the call as it would have without us.
     if pending & !frame.mask() == 0 {
-        frame.restart_syscall();
+        frame.restart_syscall(interrupted_ns, restarted == 1);
     }
 }
 

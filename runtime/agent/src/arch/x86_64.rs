@@ -2,6 +2,7 @@
 //!
 //! # Safety
 //! `unsafe` here is assembly or a walk through the kernel's signal frame; each item says what it expects.
+use super::again;
 use alloc::{vec, vec::Vec};
 use core::ffi::c_void;
 
@@ -143,6 +144,16 @@ impl Frame {
         unsafe { &mut (*self.0).uc_mcontext.gregs[i as usize] }
     }
 
+    /// A register.
+    pub fn get(&mut self, i: i32) -> u64 {
+        *self.greg(i) as u64
+    }
+
+    /// Sets a register.
+    pub fn set(&mut self, i: i32, value: u64) {
+        *self.greg(i) = value as i64;
+    }
+
     /// Blocked signals to which the thread returns.
     pub fn mask(&self) -> u64 {
         // SAFETY: `new`'s contract; the kernel's sigset is the first 8 bytes.
@@ -153,8 +164,10 @@ impl Frame {
     ///
     /// The number is read from the code before the `syscall` instruction (`mov eax, imm32` is how compilers and libc load
     /// it); where it is loaded in another way the program sees EINTR.
-    pub fn restart_syscall(&mut self) {
-        if *self.greg(libc::REG_RAX) != -EINTR {
+    ///
+    /// `interrupted_ns` is when our signal came; `restarted`: this is a restored process.
+    pub fn restart_syscall(&mut self, interrupted_ns: u64, restarted: bool) {
+        if *self.greg(libc::REG_RAX) != -EINTR || again::again(self, restarted) {
             return;
         }
         let rip = *self.greg(libc::REG_RIP) as usize;
@@ -168,7 +181,7 @@ impl Frame {
         for at in (0..=19).rev() {
             if code[at] == 0xb8 && (at == 0 || code[at - 1] & 0xf0 != 0x40) {
                 let n = u32::from_le_bytes([code[at + 1], code[at + 2], code[at + 3], code[at + 4]]);
-                if AGAIN.contains(&n) {
+                if AGAIN.contains(&n) && !again::begin(self, n.into(), interrupted_ns, restarted) {
                     *self.greg(libc::REG_RAX) = i64::from(n);
                     *self.greg(libc::REG_RIP) = (rip - 2) as i64;
                 }
