@@ -45,6 +45,11 @@ impl Handle {
         let _ = rustix::process::pidfd_send_signal(&*self.0, Signal::KILL);
     }
 
+    /// SIGCONT or SIGSTOP.
+    pub(crate) fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
+        rustix::process::pidfd_send_signal(&*self.0, signal)
+    }
+
     /// Until it has died (be it a zombie).
     pub(crate) async fn died(self) {
         // SAFETY: the Arc keeps the descriptor open, and it is never replaced.
@@ -77,6 +82,23 @@ fn field(pid: i32, number: usize) -> Option<i64> {
 /// Number of threads, from /proc/PID/stat field 20; None when it is gone.
 pub(crate) fn threads(pid: i32) -> Option<u32> {
     u32::try_from(field(pid, 20)?).ok()
+}
+
+/// Is it stopped (job control, SIGSTOP)? A debugger's stop is none of ours.
+pub(crate) fn is_stopped(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
+}
+
+/// Is a SIGCONT pending, for its first thread or for all of it? None: it cannot be told.
+pub(crate) fn continue_pending(pid: i32) -> Option<bool> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let pending = |name| {
+        let set = status.lines().find_map(|line| line.strip_prefix(name))?;
+        u64::from_str_radix(set.trim(), 16).ok()
+    };
+    let set = pending("SigPnd:")? | pending("ShdPnd:")?;
+    Some(set & 1 << (Signal::CONT.as_raw() - 1) != 0)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crate::{
     process::{self, Found, Handle},
     shared,
 };
+use rustix::process::Signal;
 use slackwater_protocol::{
     command::{Reply, Status},
     frame,
@@ -67,6 +68,7 @@ pub fn run(claim: Claim, options: &Options) -> io::Result<()> {
             events,
             outs: HashMap::new(),
             writers: Vec::new(),
+            woken: HashMap::new(),
             processes: HashMap::new(),
             expected: HashMap::new(),
             jobs: JoinSet::new(),
@@ -130,6 +132,8 @@ struct Server {
     events: UnboundedSender<Event>,
     outs: HashMap<Conn, UnboundedSender<Out>>,
     writers: Vec<JoinHandle<()>>,
+    /// Of members that were woken and stand: was a SIGCONT pending when they had come to stand?
+    woken: HashMap<Conn, bool>,
     /// Members that can be watched.
     processes: HashMap<Conn, (Handle, i32)>,
     expected: HashMap<Token, Handle>,
@@ -169,6 +173,7 @@ impl Server {
         if let Input::Closed(conn) = input {
             self.outs.remove(&conn);
             self.processes.remove(&conn);
+            self.woken.remove(&conn);
         }
         if let Input::ExpectedDied(token) = input {
             self.expected.remove(&token);
@@ -199,6 +204,23 @@ impl Server {
                 }
                 Effect::Watch(conn, pid, claim) => self.watch(conn, pid, claim.as_ref()),
                 Effect::WatchExpected(token, pid) => self.watch_expected(token, pid),
+                Effect::Wake(conn) => self.wake(conn),
+                Effect::Woke(conn) => {
+                    let pending = self.processes.get(&conn).and_then(|&(_, pid)| process::continue_pending(pid));
+                    self.woken.extend(pending.map(|pending| (conn, pending)));
+                }
+                Effect::Continued(conn) => {
+                    let before = self.woken.remove(&conn);
+                    let pending = self.processes.get(&conn).and_then(|&(_, pid)| process::continue_pending(pid));
+                    if (before, pending) == (Some(false), Some(true)) {
+                        self.inputs.push_back(Input::Continued(conn));
+                    }
+                }
+                Effect::Stop(conn) => {
+                    if let Some((process, _)) = self.processes.get(&conn) {
+                        let _ = process.signal(Signal::STOP);
+                    }
+                }
                 Effect::Kill(conn) => match self.processes.get(&conn) {
                     Some((process, _)) => process.kill(),
                     None => self.send(conn, &ToProcess::Kill),
@@ -297,6 +319,18 @@ impl Server {
             }
             Found::Dead => drop(events.send(Event::Input(Input::ExpectedDied(token)))),
             Found::Unknown(error) => log(&format!("process {pid}, which was announced, cannot be watched: {error}")),
+        }
+    }
+
+    /// A stopped process cannot answer; its parent, if it is a member, may stand already and learns nothing of this.
+    fn wake(&mut self, conn: Conn) {
+        let Some((process, pid)) = self.processes.get(&conn) else { return };
+        if !process::is_stopped(*pid) {
+            return;
+        }
+        match process.signal(Signal::CONT) {
+            Ok(()) => self.inputs.push_back(Input::Woken(conn)),
+            Err(error) => log(&format!("process {pid} is stopped and cannot be continued: {error}")),
         }
     }
 

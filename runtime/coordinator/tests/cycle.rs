@@ -274,6 +274,10 @@ fn kill_ends_real_processes() {
     coordinator.ended();
 }
 
+fn back(member: u64, pid: i32) -> RestartMember {
+    RestartMember { member, pid, stopped: false }
+}
+
 /// A process that is there to be watched and killed.
 struct Victim(std::process::Child);
 
@@ -300,7 +304,7 @@ fn a_restart_gives_the_old_numbers_and_holds_rounds() {
     let coordinator = Coordinator::start(dir.path(), Options::default());
     let (one, two) = (Victim::new(), Victim::new());
     let (pid, other) = (one.pid(), two.pid());
-    let members = vec![RestartMember { member: 5, pid }, RestartMember { member: 9, pid: other }];
+    let members = vec![back(5, pid), back(9, other)];
     let mut restart = coordinator.ask(&Request::Restart { token: 0, generation: 3, root_pid: pid, members });
     assert!(matches!(restart.receive().unwrap(), Reply::Expecting));
     let entry = Entry { scope: "t".into(), key: vec![1], value: vec![2] };
@@ -330,7 +334,7 @@ fn a_restart_that_fails_in_one_process_kills_all() {
     let coordinator = Coordinator::start(dir.path(), Options::default());
     let (mut one, two) = (Victim::new(), Victim::new());
     let (pid, other) = (one.pid(), two.pid());
-    let members = vec![RestartMember { member: 1, pid }, RestartMember { member: 2, pid: other }];
+    let members = vec![back(1, pid), back(2, other)];
     let mut restart = coordinator.ask(&Request::Restart { token: 0, generation: 3, root_pid: pid, members });
     assert!(matches!(restart.receive().unwrap(), Reply::Expecting));
     let fine = process(&coordinator, Behaviour { restarted_from: Some(3), ..plain(pid) });
@@ -381,4 +385,113 @@ fn who_does_not_answer_is_named_when_patience_ends() {
     let reason = coordinator.checkpoint(false).unwrap_err();
     assert!(reason.contains("process 33 (/bin/deaf)") && reason.contains("no answer"), "{reason}");
     assert_eq!((fine.next(), fine.next()), (Seen::Resumed(Some(reason.clone())), Seen::Finished(Some(reason))));
+}
+
+/// The letter of a process's state, as in /proc/PID/stat.
+fn state(pid: i32) -> char {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
+}
+
+fn wait_state(pid: i32, wanted: impl Fn(char) -> bool) {
+    let since = std::time::Instant::now();
+    while !wanted(state(pid)) {
+        assert!(since.elapsed() < LONG, "process {pid} is {}", state(pid));
+        std::thread::yield_now();
+    }
+}
+
+fn signal(pid: i32, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+/// A process that is stopped.
+fn stopped() -> Victim {
+    let victim = Victim::new();
+    signal(victim.pid(), rustix::process::Signal::STOP);
+    wait_state(victim.pid(), |s| s == 'T');
+    victim
+}
+
+/// As an agent in it: it can answer only while its process is not stopped.
+fn within(victim: &Victim) -> Behaviour {
+    let exe = fs::read_link(format!("/proc/{}/exe", victim.pid())).unwrap().to_string_lossy().into_owned();
+    Behaviour { exe, before_suspended: Some(|pid| wait_state(pid, |s| s != 'T')), ..plain(victim.pid()) }
+}
+
+#[test]
+fn a_stopped_process_is_saved_and_stopped_again() {
+    let dir = temp();
+    let coordinator = Coordinator::start(dir.path(), Options::default());
+    let victim = stopped();
+    let (process, other) = (process(&coordinator, within(&victim)), process(&coordinator, plain(1)));
+    for _ in 0..2 {
+        let (path, _) = coordinator.checkpoint(false).unwrap();
+        // The coordinator stops it before it commits.
+        wait_state(victim.pid(), |s| s == 'T');
+        let members = Manifest::read(&path).unwrap().members;
+        assert_eq!(members.iter().map(|m| m.stopped).collect::<Vec<_>>(), vec![true, false]);
+        assert_eq!((process.next(), process.next()), (Seen::Resumed(None), Seen::Finished(None)));
+        assert_eq!((other.next(), other.next()), (Seen::Resumed(None), Seen::Finished(None)));
+    }
+    signal(victim.pid(), rustix::process::Signal::CONT);
+    wait_state(victim.pid(), |s| s != 'T');
+    let (path, _) = coordinator.checkpoint(false).unwrap();
+    assert_ne!(state(victim.pid()), 'T');
+    assert!(Manifest::read(&path).unwrap().members.iter().all(|m| !m.stopped));
+}
+
+#[test]
+fn a_stopped_process_is_stopped_again_when_the_checkpoint_fails() {
+    let dir = temp();
+    let coordinator = Coordinator::start(dir.path(), Options::default());
+    let victim = stopped();
+    let process = process(&coordinator, Behaviour { fail: Some(Point::Snapshot), ..within(&victim) });
+    coordinator.checkpoint(false).unwrap_err();
+    assert!(matches!(process.next(), Seen::Resumed(Some(_))));
+    wait_state(victim.pid(), |s| s == 'T');
+}
+
+#[test]
+fn who_is_continued_by_others_during_the_checkpoint_runs_on() {
+    let dir = temp();
+    let coordinator = Coordinator::start(dir.path(), Options::default());
+    // Once continued it blocks SIGCONT, as a program does whose threads stand in the agent's handler.
+    let script = "use POSIX; $SIG{CONT} = sub { $on = 1 }; kill STOP => $$; \
+        sigprocmask(SIG_BLOCK, POSIX::SigSet->new(SIGCONT)); sleep 1000";
+    let victim = Victim(Command::new("perl").args(["-e", script]).spawn().unwrap());
+    wait_state(victim.pid(), |s| s == 'T');
+    let blocks = |pid: i32| {
+        let blocked = || {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            let set = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap().trim().to_string();
+            u64::from_str_radix(&set, 16).unwrap() & 1 << 17 != 0
+        };
+        wait_state(pid, |_| blocked());
+    };
+    let behaviour = Behaviour {
+        before_suspended: Some(blocks),
+        before_snapshotted: Some(|pid| signal(pid, rustix::process::Signal::CONT)),
+        ..within(&victim)
+    };
+    let process = process(&coordinator, behaviour);
+    let (path, _) = coordinator.checkpoint(false).unwrap();
+    assert_eq!((process.next(), process.next()), (Seen::Resumed(None), Seen::Finished(None)));
+    assert_ne!(state(victim.pid()), 'T');
+    assert!(!Manifest::read(&path).unwrap().members[0].stopped);
+}
+
+#[test]
+fn a_restart_stops_who_was_stopped() {
+    let dir = temp();
+    let coordinator = Coordinator::start(dir.path(), Options::default());
+    let (one, two) = (Victim::new(), Victim::new());
+    let members = vec![RestartMember { stopped: true, ..back(1, one.pid()) }, back(2, two.pid())];
+    let mut restart = coordinator.ask(&Request::Restart { token: 0, generation: 3, root_pid: one.pid(), members });
+    assert!(matches!(restart.receive().unwrap(), Reply::Expecting));
+    let restored = |pid: i32| Behaviour { restarted_from: Some(3), ..plain(pid) };
+    let _back = [one.pid(), two.pid()].map(|pid| process(&coordinator, restored(pid)));
+    assert!(matches!(restart.receive().unwrap(), Reply::Restarted));
+    wait_state(one.pid(), |s| s == 'T');
+    assert_ne!(state(two.pid()), 'T');
 }

@@ -59,6 +59,9 @@ pub struct Member {
     pub exe: String,
     /// Host on which it ran.
     pub host: String,
+    /// It was stopped (SIGSTOP, ^Z): a restart stops it again.
+    #[serde(default)]
+    pub stopped: bool,
 }
 
 /// Name of the folder of generation `n`.

@@ -16,6 +16,7 @@ fn manifest() -> Manifest {
         ppid: 1,
         exe: "/bin/true".into(),
         host: "here".into(),
+        stopped: n == 1,
     };
     Manifest {
         format: FORMAT.to_string(),

@@ -37,8 +37,10 @@ pub fn token() -> Result<u64> {
 pub fn announce(place: &Place, token: u64, generation: &Generation) -> Result<Client> {
     let mut client = Client::connect(place.address, &place.secret, Role::Command)?;
     client.set_timeout(Some(PATIENCE))?;
-    let members =
-        generation.saved.iter().map(|s| RestartMember { member: s.member, pid: s.process.pid }).collect::<Vec<_>>();
+    let stopped = |member| generation.manifest.members.iter().any(|m| m.member == member && m.stopped);
+    let saved = generation.saved.iter();
+    let members = saved.map(|s| RestartMember { member: s.member, pid: s.process.pid, stopped: stopped(s.member) });
+    let members = members.collect();
     let root_pid = generation.manifest.root_pid;
     client.send(&Request::Restart { token, generation: generation.manifest.generation, root_pid, members })?;
     match client.receive()? {

@@ -7,6 +7,10 @@ use slackwater_protocol::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Who has not answered for so long, in microseconds, may be stopped; it is looked at, and again each so often.
+const FIRST_LOOK: u64 = 20_000;
+const NEXT_LOOK: u64 = 200_000;
+
 /// How far it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Stage {
@@ -42,6 +46,10 @@ struct Part {
     suspended: bool,
     snapshotted: bool,
     resume_sent: bool,
+    /// It was stopped, has been continued for the checkpoint, and is to be stopped again when it has resumed.
+    stop: bool,
+    /// It counts as stopped in the manifest.
+    stopped: bool,
     /// Its connection is still open, and somebody listens.
     present: bool,
     saved: Option<Saved>,
@@ -70,6 +78,8 @@ pub(super) struct Checkpoint {
     /// When it was asked for, when this attempt and when this stage began.
     asked: u64,
     since: u64,
+    /// When those who are waited for are next looked at: a stopped process cannot answer.
+    look: u64,
 }
 
 /// (fd, dev, ino); the protocol's type has no `Hash`.
@@ -92,6 +102,12 @@ impl Checkpoint {
         let bounded = matches!(self.stage, Stage::Suspend | Stage::Quiesce { .. } | Stage::Abort { .. })
             || matches!(self.stage, Stage::Save) && !self.unresumed.is_empty();
         bounded.then(|| self.since + patience)
+    }
+
+    /// The next time at which there is something to do.
+    pub(super) fn wakes_at(&self, patience: u64) -> Option<u64> {
+        let waits = !self.awaited.is_empty() || !self.unresumed.is_empty();
+        self.deadline(patience).into_iter().chain(waits.then_some(self.look)).min()
     }
 
     /// Its memory is frozen and a child of it may be writing: the process itself is not needed any more.
@@ -154,12 +170,14 @@ impl Machine {
             figures: Figures { generation, retaken, ..Figures::default() },
             asked,
             since: self.now,
+            look: self.now,
         }));
         self.store = super::Store::default();
         self.emit(Effect::CreateFolder(generation));
     }
 
     pub(super) fn folder_made(&mut self, generation: u64, result: Result<(), String>) {
+        let now = self.now;
         let Some(checkpoint) = self.attempt(generation) else { return };
         if !matches!(checkpoint.stage, Stage::Folder) {
             return;
@@ -168,6 +186,7 @@ impl Machine {
             return self.abort(reason, false);
         }
         checkpoint.stage = Stage::Suspend;
+        checkpoint.look = now + FIRST_LOOK;
         for conn in self.members.iter().filter(|(_, m)| !m.left).map(|(&conn, _)| conn).collect::<Vec<_>>() {
             self.add_part(conn);
         }
@@ -181,6 +200,8 @@ impl Machine {
             suspended: false,
             snapshotted: false,
             resume_sent: false,
+            stop: false,
+            stopped: false,
             present: true,
             saved: None,
         };
@@ -214,8 +235,12 @@ impl Machine {
         let Some(part) = checkpoint.parts.get_mut(&conn) else { return };
         part.suspended = true;
         let (number, pid, ..) = part.manifest;
+        let woken = part.stop;
         let descriptors = descriptors.into_iter().map(|d| (d.fd, d.dev, d.ino)).collect();
         checkpoint.descriptors.push((number, pid, descriptors));
+        if woken {
+            self.emit(Effect::Woke(conn));
+        }
         self.progress();
     }
 
@@ -280,6 +305,25 @@ impl Machine {
         let Some(checkpoint) = self.attempt(generation) else { return };
         checkpoint.unresumed.remove(&conn);
         checkpoint.figures.stopped_us = checkpoint.figures.stopped_us.max(stopped_us);
+        if checkpoint.parts.get_mut(&conn).is_some_and(|part| std::mem::take(&mut part.stop)) {
+            self.emit(Effect::Stop(conn));
+        }
+    }
+
+    /// It was found stopped, and runs for now.
+    pub(super) fn woken(&mut self, conn: Conn) {
+        let Some(part) = self.checkpoint().and_then(|c| c.parts.get_mut(&conn)) else { return };
+        (part.stop, part.stopped) = (true, true);
+        let line = format!("{} was stopped: it runs for this checkpoint only", part.name);
+        self.log(line);
+    }
+
+    /// The user has continued it: that counts.
+    pub(super) fn continued(&mut self, conn: Conn) {
+        let Some(part) = self.checkpoint().and_then(|c| c.parts.get_mut(&conn)) else { return };
+        (part.stop, part.stopped) = (false, false);
+        let line = format!("{} was continued during the checkpoint: it runs on", part.name);
+        self.log(line);
     }
 
     pub(super) fn failed(&mut self, conn: Conn, generation: u64, reason: &str) {
@@ -332,6 +376,14 @@ impl Machine {
         let (now, patience) = (self.now, self.settings.patience_us);
         let expected = self.expected.len();
         let Some(checkpoint) = self.checkpoint() else { return };
+        if now >= checkpoint.look {
+            checkpoint.look = now + NEXT_LOOK;
+            let silent: Vec<Conn> = checkpoint.awaited.union(&checkpoint.unresumed).copied().collect();
+            for conn in silent {
+                self.emit(Effect::Wake(conn));
+            }
+        }
+        let Some(checkpoint) = self.checkpoint() else { return };
         if checkpoint.deadline(patience).is_none_or(|deadline| now < deadline) {
             return;
         }
@@ -341,7 +393,10 @@ impl Machine {
         }
         let seconds = patience / 1_000_000;
         if matches!(checkpoint.stage, Stage::Abort { .. }) {
-            checkpoint.unresumed.clear();
+            let silent = std::mem::take(&mut checkpoint.unresumed);
+            let mut stop = |conn: &Conn| checkpoint.parts.get_mut(conn).is_some_and(|p| std::mem::take(&mut p.stop));
+            let again: Vec<Conn> = silent.into_iter().filter(&mut stop).collect();
+            again.into_iter().for_each(|conn| self.emit(Effect::Stop(conn)));
             return self.log(format!("after {seconds} s still no answer from {missing}: not waited for any longer"));
         }
         let reason = format!(
@@ -373,6 +428,7 @@ impl Machine {
             if self.members.get(&conn).is_some_and(|m| m.left) {
                 self.left_in_checkpoint(conn);
             } else {
+                self.look_for_continued(conn);
                 self.emit(Effect::Send(conn, ToProcess::Resume { generation, aborted: Some(reason.clone()) }));
             }
         }
@@ -453,6 +509,7 @@ impl Machine {
                 }
                 checkpoint.unresumed.extend(&told);
                 for conn in told {
+                    self.look_for_continued(conn);
                     self.emit(Effect::Send(conn, ToProcess::Resume { generation, aborted: None }));
                 }
                 self.progress();
@@ -476,6 +533,13 @@ impl Machine {
             _ => return false,
         }
         true
+    }
+
+    fn look_for_continued(&mut self, conn: Conn) {
+        let woken = |c: &mut Checkpoint| c.parts.get(&conn).is_some_and(|part| part.stop);
+        if self.checkpoint().is_some_and(woken) {
+            self.emit(Effect::Continued(conn));
+        }
     }
 
     fn quiesce_round(&mut self, round: u32) {
@@ -515,7 +579,8 @@ impl Machine {
                 let saved = part.saved.clone()?;
                 let (member, pid, ppid, exe, host) = part.manifest.clone();
                 let Saved { file, bytes, memory } = saved;
-                Some(manifest::Member { member, file, bytes, memory, pid, ppid, exe, host })
+                let stopped = part.stopped;
+                Some(manifest::Member { member, file, bytes, memory, pid, ppid, exe, host, stopped })
             })
             .collect();
         members.sort_by_key(|m| m.member);

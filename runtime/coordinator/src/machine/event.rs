@@ -25,6 +25,10 @@ pub enum Input {
     Died(Conn),
     /// The process that was expected with this token is dead (pidfd).
     ExpectedDied(Token),
+    /// The process behind this connection was stopped (SIGSTOP, ^Z) and has been continued; answer to [`Effect::Wake`].
+    Woken(Conn),
+    /// Somebody else has continued it since; answer to [`Effect::Continued`].
+    Continued(Conn),
     /// Time has passed; see [`Machine::deadline`](super::Machine::deadline).
     Tick,
     /// Answer to [`Effect::CreateFolder`].
@@ -68,6 +72,14 @@ pub enum Effect {
     Watch(Conn, i32, Option<(String, i32)>),
     /// Report `ExpectedDied` when this pid is no more.
     WatchExpected(Token, i32),
+    /// If the process behind the connection is stopped, continue it, so that it can answer, and report `Woken`.
+    Wake(Conn),
+    /// It stands, and had been woken: note whether a SIGCONT is pending by now.
+    Woke(Conn),
+    /// It is about to resume, and had been woken: report `Continued` when a SIGCONT has become pending since `Woke`.
+    Continued(Conn),
+    /// SIGSTOP: it had been woken, or was stopped when it was saved.
+    Stop(Conn),
     /// SIGKILL to the process behind the connection.
     Kill(Conn),
     /// SIGKILL to the process that is expected with this token.

@@ -173,6 +173,8 @@ impl Machine {
             Input::ExpectedDied(token) => {
                 self.expected.remove(&token);
             }
+            Input::Woken(conn) => self.woken(conn),
+            Input::Continued(conn) => self.continued(conn),
             Input::Tick => self.tick(),
             Input::Folder { generation, result } => self.folder_made(generation, result),
             Input::Shared { generation, groups, note } => self.shared_found(generation, groups, note),
@@ -186,7 +188,7 @@ impl Machine {
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
         let patience = match &self.activity {
-            Activity::Checkpoint(checkpoint) => checkpoint.deadline(self.settings.patience_us),
+            Activity::Checkpoint(checkpoint) => checkpoint.wakes_at(self.settings.patience_us),
             Activity::Restart(restart) => restart.deadline(self.settings.patience_us),
             Activity::Idle | Activity::Ending(_) => None,
         };

@@ -24,6 +24,8 @@ pub(super) struct Restart {
     generation: u64,
     /// Pid to number, of those who have not joined yet.
     missing: BTreeMap<i32, u64>,
+    /// Pids of those who were stopped, and shall be again.
+    stopped: BTreeSet<i32>,
     parts: BTreeSet<Conn>,
     awaited: BTreeSet<Conn>,
     stage: Stage,
@@ -71,6 +73,7 @@ impl Machine {
             requester: conn,
             generation,
             missing: members.iter().map(|m| (m.pid, m.member)).collect(),
+            stopped: members.iter().filter(|m| m.stopped).map(|m| m.pid).collect(),
             parts: BTreeSet::new(),
             awaited: BTreeSet::new(),
             stage: Stage::Join,
@@ -142,15 +145,23 @@ impl Machine {
 
     pub(super) fn restart_resumed(&mut self, conn: Conn) {
         let Some(restart) = self.restart().filter(|restart| matches!(restart.stage, Stage::Resume)) else { return };
-        restart.awaited.remove(&conn);
-        if restart.awaited.is_empty() {
-            let (requester, generation) = (restart.requester, restart.generation);
+        let first = restart.awaited.remove(&conn);
+        let (requester, generation, last) = (restart.requester, restart.generation, restart.awaited.is_empty());
+        let stop = self.members.get(&conn).is_some_and(|m| first && self.was_stopped(m.pid));
+        if stop {
+            self.emit(Effect::Stop(conn));
+        }
+        if last {
             self.log(format!("restart: generation {generation} runs"));
             self.activity = Activity::Idle;
             self.error = None;
             self.due = self.settings.interval_us.map(|interval| self.now + interval);
             self.answer(requester, Reply::Restarted);
         }
+    }
+
+    fn was_stopped(&self, pid: i32) -> bool {
+        matches!(&self.activity, Activity::Restart(restart) if restart.stopped.contains(&pid))
     }
 
     pub(super) fn closed_in_restart(&mut self, conn: Conn, member: &Member) {

@@ -94,6 +94,9 @@ pub struct Behaviour {
     pub fail: Option<Point>,
     /// Run when the image has been written: what goes wrong outside of it.
     pub after_image: Option<fn(&Path)>,
+    /// Run with its pid before it says that it stands, and that its memory is frozen.
+    pub before_suspended: Option<fn(i32)>,
+    pub before_snapshotted: Option<fn(i32)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,6 +191,9 @@ pub fn live(mut client: Client, behaviour: &Behaviour, tell: &Sender<Seen>) {
             }
             ToProcess::Suspend { generation: new } => {
                 generation = new;
+                if let Some(before) = behaviour.before_suspended {
+                    before(pid);
+                }
                 let descriptors = behaviour.descriptors.clone();
                 client.send(&FromProcess::Suspended { generation, threads: 3, descriptors }).unwrap();
             }
@@ -204,6 +210,9 @@ pub fn live(mut client: Client, behaviour: &Behaviour, tell: &Sender<Seen>) {
             ToProcess::Snapshot { generation, folder, sync, .. } => {
                 image.1 = Path::new(&folder).join(&image.0);
                 sync_mode = sync;
+                if let Some(before) = behaviour.before_snapshotted {
+                    before(pid);
+                }
                 client.send(&FromProcess::Snapshotted { generation, forked: !sync, note: String::new() }).unwrap();
                 if sync {
                     save(&mut client, generation, &image);

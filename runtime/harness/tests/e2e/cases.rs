@@ -10,6 +10,7 @@ pub fn all() -> Vec<Case> {
     let mut cases = vec![
         with("exit-status", "quick", &[], exit_status),
         with("terminal-signals", "quick", &[], terminal_signals),
+        with("job-control", "quick", &[], job_control),
         with("standard-input", "quick", &[], standard_input),
         with("status-and-kill", "quick", &["counter"], status_and_kill),
         with("side-by-side", "normal", &["counter"], side_by_side),
@@ -85,6 +86,51 @@ fn terminal_signals() -> Result<()> {
     computation.wait_line("beat")?;
     computation.type_in(b"\x03")?;
     computation.wait_line("interrupted").context("Ctrl-C under restart")?;
+    Ok(())
+}
+
+/// A shell with a job that ^Z has stopped and one in the background: the first stays stopped when the computation goes
+/// on, and is stopped after a restart; `fg` continues it each time, and ^Z stops it again.
+fn job_control() -> Result<()> {
+    let job =
+        |name: &str| format!("perl -e '$|=1; while (1) {{ print \"{name}\\n\"; select undef,undef,undef,0.02 }}'");
+    let stopped = |computation: &Computation| -> Result<bool> {
+        let front =
+            |pid: &u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.windows(7).any(|w| w == b"\"front\\"));
+        let tree = slackwater_harness::tree(computation.pid()?);
+        let pid = tree.into_iter().rfind(front).context("the job in the foreground is no more")?;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        Ok(stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
+    };
+    // The shell answers; what it computes is not in what the terminal echoes.
+    let answers = |computation: &mut Computation, n: u32| -> Result<()> {
+        computation.type_in(format!("echo; echo shell-$(({n}+1000))\n").as_bytes())?;
+        computation.wait_line(&format!("shell-{}", n + 1000)).map(drop)
+    };
+    let mut computation = Computation::new(Mode::Pty)?;
+    computation.env("PS1", "");
+    computation.launch(&["bash".into(), "--norc".into(), "--noprofile".into(), "-i".into()])?;
+    computation.type_in(format!("{} &\n", job("back")).as_bytes())?;
+    computation.wait_line("back").context("a job in the background")?;
+    computation.type_in(format!("{}\n", job("front")).as_bytes())?;
+    computation.wait_line("front").context("a job in the foreground")?;
+    for n in 0..2 {
+        computation.type_in(b"\x1a")?;
+        answers(&mut computation, 10 * n).context("after ^Z")?;
+        ensure!(stopped(&computation)?, "^Z did not stop it");
+        computation.checkpoint(&[]).context("with a stopped job")?;
+        answers(&mut computation, 10 * n + 1).context("after the checkpoint")?;
+        ensure!(stopped(&computation)?, "the checkpoint left it running");
+        computation.type_in(b"fg %2\n")?;
+        computation.wait_new_line("front").context("`fg` after the checkpoint")?;
+        computation.sigkill_all()?;
+        computation.restart(None)?;
+        computation.wait_line("back").context("the background job after the restart")?;
+        answers(&mut computation, 10 * n + 2).context("after the restart")?;
+        ensure!(stopped(&computation)?, "the restart left it running");
+        computation.type_in(b"fg %2\n")?;
+        computation.wait_line("front").context("`fg` after the restart")?;
+    }
     Ok(())
 }
 
