@@ -67,6 +67,9 @@ unsafe fn count(qp: &mut Qp, mut wr: *mut ibv_send_wr, end: *mut ibv_send_wr) {
             qp.sq.tail += 1;
             qp.sq.tail_open = TWO_SIDED >> op & 1 == 0;
             qp.sq.tail_answered |= ANSWERED >> op & 1 != 0;
+            if op == 5 || op == 6 {
+                qp.sq.last_atomic = ((*wr).wr.atomic.remote_addr, (*wr).wr.atomic.rkey);
+            }
         }
         wr = (*wr).next;
     }
@@ -244,6 +247,9 @@ unsafe fn account_slow(cq: &mut Cq, qp: &mut Qp, w: &mut ibv_wc) -> bool {
     let ok = w.status == 0;
     if qp.markers != 0 && w.wr_id == MARKER {
         qp.markers -= 1;
+        if let Some(at) = qp.marker_buffer.take() {
+            drop(Keep::take(at, w));
+        }
         cq.own = cq.own.saturating_sub(1);
         if ok {
             // Work requests of one send queue complete in order: nothing before the marker is left.

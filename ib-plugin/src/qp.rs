@@ -109,6 +109,8 @@ pub(crate) struct Sq {
     pub(crate) tail_open: bool,
     /// One of them is answered into our memory.
     pub(crate) tail_answered: bool,
+    /// Where the last unsignaled atomic went: address and key, as the program calls it.
+    pub(crate) last_atomic: (u64, u32),
     lengths: Box<[u32]>,
 }
 
@@ -161,6 +163,8 @@ pub(crate) struct Qp {
     pub(crate) soaked: VecDeque<Soaked>,
     /// Markers that have not completed.
     pub(crate) markers: u32,
+    /// Buffer into which a marker that is an atomic is answered (see [`Keep`]).
+    pub(crate) marker_buffer: Option<u64>,
     /// What the program set, merged; as the program calls things.
     pub(crate) attr: ibv_qp_attr,
     pub(crate) attr_mask: c_int,
@@ -309,6 +313,7 @@ unsafe fn make(pd: *mut ibv_pd, init: *mut ibv_qp_init_attr) -> *mut Qp {
         received: 0,
         soaked: VecDeque::new(),
         markers: 0,
+        marker_buffer: None,
         attr: zeroed(),
         attr_mask: 0,
         cap: zeroed(),

@@ -342,22 +342,33 @@ unsafe fn tail(qp: &mut Qp, peer: Option<Counts>) -> Result<Quiet, String> {
         kind::IBV_QPT_UD => return Ok(Quiet::ButForLosses),
         _ if access & REMOTE_WRITE != 0 => ibv_wr_opcode::IBV_WR_RDMA_WRITE,
         _ if access & REMOTE_READ != 0 => ibv_wr_opcode::IBV_WR_RDMA_READ,
-        _ => {
-            return Err(format!(
-                "QP {:#x} ends in unsignaled atomics, and its peer permits neither RDMA WRITE nor READ to mark the end",
-                qp.number()
-            ));
-        }
+        // The peer permits nothing but atomics: add nothing, where the program's last atomic went.
+        _ => ibv_wr_opcode::IBV_WR_ATOMIC_FETCH_AND_ADD,
     };
     let cq = &mut *qp.ibv.qp_base.send_cq.cast::<Cq>();
     if cq.own < OWN_LIMIT && qp.state() == state::IBV_QPS_RTS {
         let mut wr: ibv_send_wr = zeroed();
+        let mut sge;
+        let mut buffer = None;
         (wr.wr_id, wr.opcode, wr.send_flags) = (MARKER, op, post::SIGNALED);
+        if op == ibv_wr_opcode::IBV_WR_ATOMIC_FETCH_AND_ADD {
+            let pd = (*qp.ibv.qp_base.pd.cast::<crate::pd::Pd>()).real;
+            let (at, answer) = Keep::make(pd, 8).ok_or("a marker's buffer cannot be registered")?;
+            buffer = Some(at);
+            sge = answer;
+            (wr.sg_list, wr.num_sge) = (&raw mut sge, 1);
+            let (remote_addr, key) = qp.sq.last_atomic;
+            wr.wr.atomic = atomic_t { remote_addr, compare_add: 0, swap: 0, rkey: qp.remote_key(key) };
+        }
         let mut bad = null_mut();
         if (qp.post_send)(qp.real, &mut wr, &mut bad) == 0 {
             qp.markers += 1;
+            qp.marker_buffer = buffer;
             qp.attention = true;
             cq.own += 1;
+        } else if let Some(at) = buffer {
+            let none: ibv_wc = zeroed();
+            drop(Keep::take(at, &none));
         }
     }
     Ok(Quiet::No)

@@ -8,7 +8,8 @@ use std::process::Command;
 
 /// Defined functions of a library: (name, version).
 fn symbols(library: &Path) -> BTreeSet<(String, String)> {
-    let out = Command::new("nm").args(["-D", "--with-symbol-versions", "--defined-only"]).arg(library).output().unwrap();
+    let out =
+        Command::new("nm").args(["-D", "--with-symbol-versions", "--defined-only"]).arg(library).output().unwrap();
     assert!(out.status.success(), "nm cannot read {}", library.display());
     String::from_utf8(out.stdout)
         .unwrap()
@@ -52,7 +53,9 @@ fn the_library_exports_what_the_table_says() {
     }
     let strangers: Vec<_> = ours
         .iter()
-        .filter(|(name, version)| version != "RDMACM_1.0" && !EXPORTS.iter().any(|e| e.name == name && e.version == version))
+        .filter(|(name, version)| {
+            version != "RDMACM_1.0" && !EXPORTS.iter().any(|e| e.name == name && e.version == version)
+        })
         .collect();
     assert!(strangers.is_empty(), "exported, but not in the table: {strangers:?}");
 }
