@@ -32,7 +32,8 @@ fn children(pid: u32) -> Vec<u32> {
     all
 }
 
-/// Sends SIGKILL to `root` and all its descendants, children first, until none is left, and waits for their end.
+/// Sends SIGKILL to `root` and all its descendants, parents first (a parent that saw its child die would end in its own way),
+/// and waits for their end.
 ///
 /// # Errors
 /// When one of them is still there after `limit`.
@@ -40,7 +41,7 @@ pub fn kill_tree(root: u32, limit: Duration) -> Result<Vec<u32>> {
     let until = Instant::now() + limit;
     let pids = tree(root);
     let pinned: Vec<(u32, OwnedFd)> = pids.iter().filter_map(|pid| Some((*pid, open(*pid)?))).collect();
-    for (_, fd) in pinned.iter().rev() {
+    for (_, fd) in &pinned {
         // A process that has just ended is what we want.
         let _ = pidfd_send_signal(fd, Signal::KILL);
     }
