@@ -62,7 +62,7 @@ impl Job {
 }
 
 /// The InfiniBand plugin beside `slackwater`.
-fn ib_plugin() -> Result<PathBuf> {
+pub(crate) fn ib_plugin() -> Result<PathBuf> {
     let slackwater = slackwater_harness::Kit::find()?.slackwater();
     let plugin = slackwater.with_file_name("libslackwater_ib.so");
     anyhow::ensure!(plugin.exists(), "no {}: run `cargo build --release -p slackwater-ib` first", plugin.display());

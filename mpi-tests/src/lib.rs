@@ -7,6 +7,7 @@
 //! Rules: those of the harness below it: waits are for events and are bounded.
 #![deny(unsafe_code)]
 
+pub mod demo;
 pub mod guest;
 pub mod job;
 pub mod scenario;

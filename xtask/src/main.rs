@@ -34,7 +34,7 @@ enum Command {
     Guest(guest::Options),
     /// Measure: calls, launch, checkpoint, restart, beside the same natively.
     Bench(bench::Options),
-    /// Show it: a threaded program is checkpointed, killed and restarted.
+    /// Show it: an MPI solver over RDMA is checkpointed, killed, and goes on after a reboot.
     Demo(demo::Options),
     /// Check, build and test everything, on the host and in the guest.
     Test(test::Options),
