@@ -8,12 +8,13 @@
 //! stopped: wait status as i32), `C` (continued), `W` + text (a warning), `E` + text (failed: all is over). From it: `K` + signal,
 //! for the first process; `F` + SIGCONT: the same, and its group gets the terminal's foreground.
 use crate::enter;
-use crate::memory::{self, SharedObjects};
+use crate::memory::SharedObjects;
 use crate::sys::{self, SharedPage};
 use crate::tree::build::{self, NEXT_BARRIER, Place};
 use crate::tree::plan::{Id, Plan};
-use crate::{Generation, Options, Saved, attributes, coordinator, namespace};
+use crate::{Generation, Options, Saved, attributes, coordinator, namespace, segment};
 use anyhow::{Context, Result, anyhow};
+use slackwater_image::meta::Backing;
 use slackwater_image::reader::Reader;
 use slackwater_objects::rebuild::{self, Computation, Prepared};
 use slackwater_protocol::client::Client;
@@ -82,6 +83,9 @@ impl Init<'_> {
 
         let g = self.generation;
         let regions = || g.saved.iter().flat_map(|s| &s.regions);
+        if regions().any(|r| matches!(&r.backing, Backing::Shared(id) if segment::is(id))) {
+            segment::separate().context("no IPC namespace of our own, for shared memory (shmget)")?;
+        }
         let mut memory = SharedObjects::names(regions(), self.options)?;
         let options = self.object_options();
         let computation = Computation { tables: &g.tables, shared: &g.manifest.shared_descriptors, options: &options };
@@ -154,7 +158,8 @@ impl Init<'_> {
         for warning in &installed.warnings {
             say(&channel, b'W', warning.as_bytes());
         }
-        let failed = self.come_back(saved, shared, place, &channel, objects.iter().map(|fd| fd.map(now)).collect());
+        let objects = objects.iter().map(|fd| fd.map(now)).collect();
+        let failed = self.come_back(saved, shared, place, &channel, objects, memory);
         give_up(&channel, Some(shared), &failed.context(who()))
     }
 
@@ -166,6 +171,7 @@ impl Init<'_> {
         place: &coordinator::Place,
         channel: &OwnedFd,
         objects: Vec<Option<RawFd>>,
+        memory: &SharedObjects,
     ) -> anyhow::Error {
         let p = &saved.process;
         let generation = self.generation.manifest.generation;
@@ -173,7 +179,7 @@ impl Init<'_> {
             shared.meet(INSTALLED, build::alive(self.plan), PATIENCE)?;
             let image = Reader::open_path(&saved.path)?;
             attributes::enter_folder(p, self.options)?;
-            let (private, _open) = memory::private_files(&saved.regions, self.options)?;
+            let (private, _open) = crate::memory::private_files(&saved.regions, self.options)?;
             let mut region_fds: HashMap<usize, RawFd> = HashMap::new();
             region_fds.extend(private.iter().enumerate().filter_map(|(i, fd)| fd.map(|fd| (i, fd))));
             region_fds.extend(objects.iter().enumerate().filter_map(|(i, fd)| fd.map(|fd| (i, fd))));
@@ -186,12 +192,15 @@ impl Init<'_> {
             }
             attributes::become_user(p)?;
             let folder = std::path::absolute(&self.options.dir)?;
+            let segments =
+                saved.regions.iter().enumerate().filter_map(|(i, r)| Some((i, memory.segment(r)?))).collect();
             enter::enter(&enter::Entry {
                 image: &image,
                 process: p,
                 threads: &saved.threads,
                 regions: &saved.regions,
                 region_fds: &region_fds,
+                segments: &segments,
                 exe_fd: exe.as_ref().map(AsRawFd::as_raw_fd),
                 coordinator_fd: coordinator.as_raw_fd(),
                 member: saved.member,

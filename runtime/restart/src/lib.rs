@@ -22,6 +22,7 @@ mod init;
 mod memory;
 pub mod namespace;
 mod outer;
+mod segment;
 mod sys;
 pub mod tree;
 
