@@ -13,14 +13,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// Steps of the solver: some ten seconds in the guest.
-const STEPS: &str = "4000";
+/// Steps of the solver: some five seconds in the guest.
+const STEPS: &str = "1500";
 /// Inner points a side.
 const SIZE: &str = "64";
 /// Ranks.
 const RANKS: u32 = 2;
 /// A line each so many steps.
-const EVERY: &str = "200";
+const EVERY: &str = "100";
 
 /// The solver over `transport`. Also to be called before the guest is booted: it builds the program.
 ///
@@ -54,15 +54,17 @@ impl Run {
         Ok(Self { child, out, err, seen: 0 })
     }
 
-    /// Prints what comes, up to a line that begins with `start`, and gives that.
+    /// Prints what comes, up to a line that begins with `start`, and gives that. Each line has its own time to come.
     fn show(&mut self, start: &str) -> Result<String> {
-        let found = self.out.wait(self.seen, patience(), &format!("a line `{start}...`"), |l| l.starts_with(start));
-        let (number, line) = found.with_context(|| format!("its errors:\n{}", self.err.tail(10)))?;
-        for line in &self.out.lines()[self.seen..=number] {
+        loop {
+            let found = self.out.wait(self.seen, patience(), &format!("a line `{start}...`"), |_| true);
+            let (number, line) = found.with_context(|| format!("its errors:\n{}\n", self.err.tail(10)))?;
             println!("{line}");
+            self.seen = number + 1;
+            if line.starts_with(start) {
+                return Ok(line);
+            }
         }
-        self.seen = number + 1;
-        Ok(line)
     }
 
     /// Prints the rest, which must hold an answer and PASS; gives the answer.

@@ -11,28 +11,113 @@ use std::process::ExitCode;
 
 const LEVELS: [&str; 3] = ["quick", "normal", "full"];
 
-/// Program, arguments, scenario, ranks, checkpoints, and the level from which on it takes part. `{}`: the verbs trials and
-/// those of one transport of each MPI are `normal` where it says `most`, for all others it is `full`.
+/// One kind of trial, played over every transport.
 struct Row {
     program: &'static str,
     args: &'static [&'static str],
     scenario: &'static str,
     ranks: u32,
     checkpoints: u32,
+    /// The level from which on it takes part over the transports in [`MAIN`].
     level: &'static str,
+    /// Over the others as well; else they have it in `full` runs only.
+    everywhere: bool,
 }
 
+/// The transports that normal runs play everything over.
+const MAIN: [&str; 4] = ["openmpi-tcp", "openmpi-verbs", "mpich-posix", "mpich-verbs"];
+
 const ROWS: &[Row] = &[
-    Row { program: "solver", args: &["0", "64"], scenario: "native", ranks: 2, checkpoints: 0, level: "normal" },
-    Row { program: "stress", args: &[], scenario: "native", ranks: 2, checkpoints: 0, level: "normal" },
-    Row { program: "threads", args: &[], scenario: "native", ranks: 2, checkpoints: 0, level: "full" },
-    Row { program: "solver", args: &["400", "64"], scenario: "digits", ranks: 2, checkpoints: 2, level: "normal" },
-    Row { program: "stress", args: &[], scenario: "restart", ranks: 2, checkpoints: 3, level: "normal" },
-    Row { program: "stress", args: &[], scenario: "go-on", ranks: 2, checkpoints: 5, level: "normal" },
-    Row { program: "threads", args: &[], scenario: "restart", ranks: 2, checkpoints: 3, level: "normal" },
-    Row { program: "stress", args: &[], scenario: "restart", ranks: 4, checkpoints: 25, level: "full" },
-    Row { program: "stress", args: &[], scenario: "go-on", ranks: 4, checkpoints: 100, level: "full" },
-    Row { program: "solver", args: &["0", "64"], scenario: "restart", ranks: 8, checkpoints: 5, level: "full" },
+    Row {
+        program: "solver",
+        args: &["0", "64"],
+        scenario: "native",
+        ranks: 2,
+        checkpoints: 0,
+        level: "normal",
+        everywhere: false,
+    },
+    Row {
+        program: "stress",
+        args: &[],
+        scenario: "native",
+        ranks: 2,
+        checkpoints: 0,
+        level: "normal",
+        everywhere: false,
+    },
+    Row {
+        program: "threads",
+        args: &[],
+        scenario: "native",
+        ranks: 2,
+        checkpoints: 0,
+        level: "full",
+        everywhere: false,
+    },
+    Row {
+        program: "solver",
+        args: &["400", "64"],
+        scenario: "digits",
+        ranks: 2,
+        checkpoints: 2,
+        level: "normal",
+        everywhere: false,
+    },
+    Row {
+        program: "stress",
+        args: &[],
+        scenario: "restart",
+        ranks: 2,
+        checkpoints: 3,
+        level: "normal",
+        everywhere: true,
+    },
+    Row {
+        program: "stress",
+        args: &[],
+        scenario: "go-on",
+        ranks: 2,
+        checkpoints: 5,
+        level: "normal",
+        everywhere: false,
+    },
+    Row {
+        program: "threads",
+        args: &[],
+        scenario: "restart",
+        ranks: 2,
+        checkpoints: 3,
+        level: "normal",
+        everywhere: false,
+    },
+    Row {
+        program: "stress",
+        args: &[],
+        scenario: "restart",
+        ranks: 4,
+        checkpoints: 25,
+        level: "full",
+        everywhere: false,
+    },
+    Row {
+        program: "stress",
+        args: &[],
+        scenario: "go-on",
+        ranks: 4,
+        checkpoints: 100,
+        level: "full",
+        everywhere: false,
+    },
+    Row {
+        program: "solver",
+        args: &["0", "64"],
+        scenario: "restart",
+        ranks: 8,
+        checkpoints: 5,
+        level: "full",
+        everywhere: false,
+    },
 ];
 
 fn main() -> ExitCode {
@@ -43,7 +128,8 @@ fn main() -> ExitCode {
     for transport in TRANSPORTS {
         for row in ROWS {
             let name = format!("{}::{}::{}::np{}", transport.name, row.program, row.scenario, row.ranks);
-            let skip = rank(row.level) > chosen;
+            let usual = row.everywhere || MAIN.contains(&transport.name);
+            let skip = rank(if usual { row.level } else { "full" }) > chosen;
             if transport.verbs && !in_guest() {
                 let trial = Trial::test(format!("guest::{name}"), {
                     move || {

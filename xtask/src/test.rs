@@ -36,6 +36,7 @@ pub fn run(options: &Options) -> Result<()> {
     build(&packages)?;
     let mut failed = Vec::new();
     if options.only.is_none() {
+        failed.extend(run::step(&mut run::cargo(["test", "--package", MPI, "--lib", "--", "--quiet"])).err());
         for mut command in packages.commands(&["test", "--no-fail-fast"], &["--", "--quiet"]) {
             failed.extend(run::step(&mut command).err());
         }
@@ -51,6 +52,10 @@ pub fn run(options: &Options) -> Result<()> {
     end_to_end.args(&options.only);
     end_to_end.env("SLACKWATER_LEVEL", level).env("SLACKWATER_XTASK", std::env::current_exe()?);
     failed.extend(run::step(&mut end_to_end).err());
+    let mut jobs = run::cargo(["test", "--package", MPI, "--test", "mpi", "--", "--test-threads", "1"]);
+    jobs.args(&options.only);
+    jobs.env("SLACKWATER_LEVEL", level).env("SLACKWATER_XTASK", std::env::current_exe()?);
+    failed.extend(run::step(&mut jobs).err());
     match failed.first() {
         None => Ok(()),
         Some(first) => bail!("{} of the test runs failed; the first: {first:#}", failed.len()),
@@ -59,6 +64,8 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// The end-to-end tests: they need the release build, so they run last and on their own.
 const HARNESS: &str = "slackwater-harness";
+/// The MPI jobs likewise, one at a time: each is several processes that wait by spinning.
+const MPI: &str = "slackwater-mpi-tests";
 
 /// `slackwater` and its libraries, side by side in `target/release`, which is returned.
 pub fn build_release() -> Result<PathBuf> {
@@ -109,7 +116,7 @@ impl Packages {
             rest.args(["--exclude", name]);
         }
         if first.contains(&"test") {
-            rest.args(["--exclude", HARNESS]);
+            rest.args(["--exclude", HARNESS, "--exclude", MPI]);
         }
         rest.args(last);
         all.push(rest);
