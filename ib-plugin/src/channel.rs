@@ -193,7 +193,7 @@ impl Channel {
         }
         d.ack_cq_events?(cq, 1);
         let cq = user.cast::<Cq>();
-        (*cq).armed.store(0, Ordering::Relaxed);
+        (*cq).event_seen();
         Some(cq)
     }
 }

@@ -32,6 +32,9 @@ pub(crate) struct Cq {
     pub(crate) pending: VecDeque<ibv_wc>,
     /// 0; 1: armed for any completion; 2: for a solicited one.
     pub(crate) armed: AtomicU32,
+    /// Requests for an event that no event has answered. The driver makes one of several in a row, so this may be too many,
+    /// never too few: after a restart a program may get an event too much, but none is lost.
+    pub(crate) arms: AtomicU32,
     pub(crate) unacked: Unacked,
     pub(crate) unacked_async: Unacked,
     pub(crate) vector: c_int,
@@ -60,9 +63,26 @@ impl Cq {
             let _l = self.lock.lock();
             self.pending.push_back(wc);
         }
-        if self.armed.swap(0, Ordering::AcqRel) != 0 && !self.ibv.channel.is_null() {
-            (*self.ibv.channel.cast::<Channel>()).source.owe(self);
+        self.owe_event();
+    }
+
+    /// An event of the driver's has been read.
+    pub(crate) fn event_seen(&self) {
+        let left = self.arms.load(Ordering::Acquire).saturating_sub(1);
+        self.arms.store(left, Ordering::Release);
+        if left == 0 {
+            self.armed.store(0, Ordering::Release);
         }
+    }
+
+    /// Owes the program an event if the CQ is armed; true if it does.
+    pub(crate) unsafe fn owe_event(&mut self) -> bool {
+        if self.ibv.channel.is_null() || self.armed.swap(0, Ordering::AcqRel) == 0 {
+            return false;
+        }
+        self.arms.store(0, Ordering::Release);
+        (*self.ibv.channel.cast::<Channel>()).source.owe(self);
+        true
     }
 
     /// Polls everything that the driver has into `pending`; true if there was anything. At a checkpoint.
@@ -122,6 +142,7 @@ unsafe fn make(context: *mut ibv_context, cqe: c_int, user: *mut c_void, channel
         lock: Lock::new(()),
         pending: VecDeque::new(),
         armed: AtomicU32::new(0),
+        arms: AtomicU32::new(0),
         unacked: Unacked::new(),
         unacked_async: Unacked::new(),
         vector,
@@ -275,6 +296,7 @@ pub(crate) unsafe extern "C" fn poll_cq(cq: *mut ibv_cq, n: c_int, wc: *mut ibv_
 pub(crate) unsafe extern "C" fn req_notify_cq(cq: *mut ibv_cq, solicited: c_int) -> c_int {
     let _w = Wrapper::enter();
     let cq = &*cq.cast::<Cq>();
+    cq.arms.fetch_add(1, Ordering::AcqRel);
     cq.armed.store(if solicited != 0 { 2 } else { 1 }, Ordering::Release);
     (*(*cq.real).context).ops.req_notify_cq.map_or(libc::EOPNOTSUPP, |f| f(cq.real, solicited))
 }

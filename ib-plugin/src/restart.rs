@@ -207,6 +207,10 @@ unsafe fn objects(d: &driver::Driver, c: &mut Context, keys: &mut Keys) -> Outco
         }
         q.table = (*c.device).table();
         q.own = 0;
+        // A completion that was drained from an armed CQ owes an event, even if the driver's had not come yet.
+        if !q.pending.is_empty() {
+            q.owe_event();
+        }
         let armed = q.armed.load(Ordering::Relaxed);
         if armed != 0
             && let Some(f) = (*(*real).context).ops.req_notify_cq
