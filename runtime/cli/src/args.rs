@@ -72,7 +72,7 @@ pub enum Command {
 /// The handle of a computation.
 #[derive(clap::Args)]
 pub struct Dir {
-    /// The computation's folder: address, secret, log, generations
+    /// The computation's folder: address, secret, log, generations, copies of files
     #[arg(long, env = names::ENV_DIR, default_value = "slackwater", value_name = "DIR")]
     pub dir: PathBuf,
 }
@@ -126,6 +126,9 @@ pub struct CoordinatorOptions {
     /// How long stopping all processes may take before the checkpoint counts as failed
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "300", hide_short_help = true)]
     patience: Duration,
+    /// Do not copy executables and libraries into the checkpoint folder: they must then stay unchanged for a restart
+    #[arg(long)]
+    no_file_store: bool,
     /// The process for which the coordinator is started
     #[arg(long, hide = true, value_parser = expected, value_name = "TOKEN:PID")]
     expect: Option<(u64, i32)>,
@@ -142,6 +145,7 @@ impl CoordinatorOptions {
             codec: Codec::from_name(&self.codec).unwrap_or_default(),
             plugins: self.plugins,
             patience: self.patience,
+            file_store: !self.no_file_store,
             expect: self.expect,
         }
     }

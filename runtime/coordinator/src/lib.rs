@@ -3,11 +3,13 @@
 //! - [`machine`]: what is decided (no I/O; model-tested)
 //! - [`server`]: carries it out, with tokio on one thread: connections, pidfds, timers, files
 //! - `generation`: what lies on disk, and the two-phase commit
+//! - `files`: copies the files that images rely on, after a commit
 //! - [`folder`]: the computation's folder: lock, secret, address; [`daemon`]: starting a coordinator in the background
 #![deny(unsafe_code)]
 
 mod connection;
 pub mod daemon;
+mod files;
 pub mod folder;
 mod generation;
 pub mod machine;

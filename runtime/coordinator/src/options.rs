@@ -57,6 +57,8 @@ pub struct Options {
     pub plugins: Vec<PathBuf>,
     /// How long suspending, draining and letting go may take.
     pub patience: Duration,
+    /// Keep copies of the files that images rely on.
+    pub file_store: bool,
     /// The process for which it is started: (token, pid). If that dies before anybody has joined, the coordinator ends.
     pub expect: Option<(u64, i32)>,
 }
@@ -70,6 +72,7 @@ impl Default for Options {
             codec: Codec::default(),
             plugins: Vec::new(),
             patience: Duration::from_secs(300),
+            file_store: true,
             expect: None,
         }
     }
@@ -93,6 +96,9 @@ impl Options {
         }
         if self.sync {
             arguments.push("--sync".into());
+        }
+        if !self.file_store {
+            arguments.push("--no-file-store".into());
         }
         for plugin in &self.plugins {
             arguments.extend(["--plugin".into(), plugin.into()]);

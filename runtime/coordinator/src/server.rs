@@ -4,6 +4,7 @@
 //! runs as a blocking job and reports back as an input.
 use crate::{
     connection::{self, Event, Out},
+    files::Filler,
     folder::Claim,
     generation,
     machine::{Conn, Effect, Input, Machine, Settings, Token},
@@ -12,6 +13,7 @@ use crate::{
     shared,
 };
 use rustix::process::Signal;
+use slackwater_image::manifest::folder_name;
 use slackwater_protocol::{
     command::{Reply, Status},
     frame,
@@ -40,8 +42,12 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// When the runtime cannot be set up.
 pub fn run(claim: Claim, options: &Options) -> io::Result<()> {
     raise_descriptor_limit();
+    // After the claim: what lies unfinished in the store is nobody's, or locked.
+    let filler = options.file_store.then(|| Filler::start(&claim.dir)).transpose();
+    let filler = filler.inspect_err(|error| log(&format!("no thread for the file store: {error}"))).ok().flatten();
+    let fill = filler.as_ref().map(Filler::sender);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let listener = TcpListener::from(claim.listener);
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -73,6 +79,7 @@ pub fn run(claim: Claim, options: &Options) -> io::Result<()> {
             expected: HashMap::new(),
             jobs: JoinSet::new(),
             inputs: VecDeque::new(),
+            fill,
             done: false,
         };
         log(&format!("coordinator {} of {} listens on {}", std::process::id(), claim.dir.display(), claim.addr));
@@ -83,7 +90,13 @@ pub fn run(claim: Claim, options: &Options) -> io::Result<()> {
         let _ = fs::remove_file(claim.dir.join(names::FILE_ADDRESS));
         server.farewell().await;
         Ok(())
-    })
+    });
+    // The computation is over and its folder free for the next; only copies may still be on their way.
+    drop(claim.lock);
+    if let Some(filler) = filler {
+        filler.finish();
+    }
+    result
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -141,6 +154,8 @@ struct Server {
     jobs: JoinSet<()>,
     /// Answers to effects that were carried out at once.
     inputs: VecDeque<Input>,
+    /// To be told of committed generations, whose files are then copied.
+    fill: Option<std::sync::mpsc::Sender<PathBuf>>,
     done: bool,
 }
 
@@ -243,6 +258,7 @@ impl Server {
                 }
                 Effect::Commit(mut manifest) => {
                     let (dir, keep, events) = (self.dir.clone(), self.keep, self.events.clone());
+                    let fill = self.fill.clone();
                     self.jobs.spawn_blocking(move || {
                         let generation = manifest.generation;
                         let result = generation::commit(&dir, &mut manifest);
@@ -252,6 +268,9 @@ impl Server {
                             && let Err(error) = generation::prune(&dir, keep)
                         {
                             drop(events.send(Event::Log(format!("an old generation cannot be removed: {error}"))));
+                        }
+                        if let (true, Some(fill)) = (committed, fill) {
+                            drop(fill.send(dir.join(folder_name(generation))));
                         }
                     });
                 }

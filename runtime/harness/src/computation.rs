@@ -434,6 +434,12 @@ impl Drop for Computation {
             let _ = process::kill_tree(running.child.id(), patience());
             let _ = running.child.wait();
         }
+        // Its coordinator may be about to copy one more file into it.
+        let since = Instant::now();
+        while let Err(error) = fs::remove_dir_all(self.dir())
+            && error.kind() == std::io::ErrorKind::DirectoryNotEmpty
+            && since.elapsed() < patience()
+        {}
     }
 }
 

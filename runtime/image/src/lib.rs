@@ -24,6 +24,8 @@ pub mod meta;
 pub mod reader;
 pub mod sink;
 #[cfg(feature = "std")]
+pub mod store;
+#[cfg(feature = "std")]
 pub mod verify;
 pub mod writer;
 #[cfg(feature = "zstd")]

@@ -8,7 +8,7 @@
 //! stopped: wait status as i32), `C` (continued), `W` + text (a warning), `E` + text (failed: all is over). From it: `K` + signal,
 //! for the first process; `F` + SIGCONT: the same, and its group gets the terminal's foreground.
 use crate::enter;
-use crate::memory::SharedObjects;
+use crate::memory::{SharedObjects, Stored, private_files};
 use crate::sys::{self, SharedPage};
 use crate::tree::build::{self, NEXT_BARRIER, Place};
 use crate::tree::plan::{Id, Plan};
@@ -40,6 +40,13 @@ pub struct Init<'a> {
     pub ours: attributes::Credentials,
     /// The command had its terminal's foreground.
     pub foreground: bool,
+}
+
+/// What lies behind mappings.
+#[derive(Clone, Copy)]
+struct Behind<'a> {
+    memory: &'a SharedObjects,
+    stored: &'a Stored,
 }
 
 /// Runs process 1; never returns. Members leave it through the restorer.
@@ -79,10 +86,13 @@ impl Init<'_> {
         let signals = sys::signalfd(&sys::signals(&[libc::SIGCHLD])).context("signalfd")?;
         namespace::settle(in_user_namespace, self.ours.uids[1], self.ours.gids[1])?;
         namespace::next_pid(self.plan.free.0 + self.plan.nodes.len() as i32)?;
-        let (place, client) = self.start_coordinator()?;
-
         let g = self.generation;
         let regions = || g.saved.iter().flat_map(|s| &s.regions);
+        let stored = Stored::find(regions(), self.options)?;
+        for warning in &stored.warnings {
+            say(self.channel, b'W', warning.as_bytes());
+        }
+        let (place, client) = self.start_coordinator()?;
         if regions().any(|r| matches!(&r.backing, Backing::Shared(id) if segment::is(id))) {
             segment::separate().context("no IPC namespace of our own, for shared memory (shmget)")?;
         }
@@ -103,7 +113,9 @@ impl Init<'_> {
         let all_but_child: Vec<i32> = (1..=64).filter(|s| *s != libc::SIGCHLD).collect();
         let ours = sys::mask(libc::SIG_SETMASK, &sys::signals(&all_but_child));
         match build::build(self.plan, shared)? {
-            Place::Member(index) => self.member(index, shared, prepared, &memory, &place, &channel),
+            Place::Member(index) => {
+                self.member(index, shared, prepared, Behind { memory: &memory, stored: &stored }, &place, &channel)
+            }
             Place::Init => {
                 sys::mask(libc::SIG_SETMASK, &ours);
                 self.watch(shared, &signals, client)
@@ -135,7 +147,7 @@ impl Init<'_> {
         index: usize,
         shared: &SharedPage,
         prepared: Prepared<'_>,
-        memory: &SharedObjects,
+        behind: Behind<'_>,
         place: &coordinator::Place,
         channel: &OwnedFd,
     ) -> Result<core::convert::Infallible> {
@@ -147,7 +159,7 @@ impl Init<'_> {
         shared.meet(TERMINALS, alive, PATIENCE).with_context(who)?;
 
         // Memory objects at numbers that the program does not use; the channel likewise.
-        let objects: Vec<Option<RawFd>> = saved.regions.iter().map(|r| memory.of(r)).collect();
+        let objects: Vec<Option<RawFd>> = saved.regions.iter().map(|r| behind.memory.of(r)).collect();
         let mut keep: Vec<RawFd> = objects.iter().copied().flatten().collect();
         keep.push(channel.as_raw_fd());
         keep.sort_unstable();
@@ -159,7 +171,7 @@ impl Init<'_> {
             say(&channel, b'W', warning.as_bytes());
         }
         let objects = objects.iter().map(|fd| fd.map(now)).collect();
-        let failed = self.come_back(saved, shared, place, &channel, objects, memory);
+        let failed = self.come_back(saved, shared, place, &channel, objects, behind);
         give_up(&channel, Some(shared), &failed.context(who()))
     }
 
@@ -171,7 +183,7 @@ impl Init<'_> {
         place: &coordinator::Place,
         channel: &OwnedFd,
         objects: Vec<Option<RawFd>>,
-        memory: &SharedObjects,
+        behind: Behind<'_>,
     ) -> anyhow::Error {
         let p = &saved.process;
         let generation = self.generation.manifest.generation;
@@ -179,7 +191,7 @@ impl Init<'_> {
             shared.meet(INSTALLED, build::alive(self.plan), PATIENCE)?;
             let image = Reader::open_path(&saved.path)?;
             attributes::enter_folder(p, self.options)?;
-            let (private, _open) = crate::memory::private_files(&saved.regions, self.options)?;
+            let (private, _open) = private_files(&saved.regions, behind.stored, self.options)?;
             let mut region_fds: HashMap<usize, RawFd> = HashMap::new();
             region_fds.extend(private.iter().enumerate().filter_map(|(i, fd)| fd.map(|fd| (i, fd))));
             region_fds.extend(objects.iter().enumerate().filter_map(|(i, fd)| fd.map(|fd| (i, fd))));
@@ -193,7 +205,7 @@ impl Init<'_> {
             attributes::become_user(p)?;
             let folder = std::path::absolute(&self.options.dir)?;
             let segments =
-                saved.regions.iter().enumerate().filter_map(|(i, r)| Some((i, memory.segment(r)?))).collect();
+                saved.regions.iter().enumerate().filter_map(|(i, r)| Some((i, behind.memory.segment(r)?))).collect();
             enter::enter(&enter::Entry {
                 image: &image,
                 process: p,

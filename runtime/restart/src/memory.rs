@@ -2,16 +2,18 @@
 //!
 //! Shared memory is one object for all who map it, so it is made once, in init, and inherited; private mappings of files are
 //! opened in each process. A private mapping needs the very file that was mapped, for pages that the program had not touched
-//! are not in the image; deleted files are not needed at all (the image has all of their pages).
+//! are not in the image: the file at its path, or, if that is another one by now, the copy in the file store. Deleted files
+//! are not needed at all (the image has all of their pages).
 use crate::{Options, segment};
 use anyhow::{Context, Result, anyhow, bail};
 use slackwater_image::meta::{Backing, FileId, Region, WHOLE_SHARED, flag};
+use slackwater_image::store;
 use slackwater_objects::rebuild::Prepared;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Shared memory objects by old device and inode.
 #[derive(Debug, Default)]
@@ -213,8 +215,57 @@ fn again(path: &Path, size: u64) -> std::io::Result<File> {
     Ok(file)
 }
 
+/// Files that are not what they were, and are taken from the file store instead.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// By the name in the store.
+    paths: BTreeMap<String, PathBuf>,
+    /// For each of them one line for the user.
+    pub warnings: Vec<String>,
+}
+
+impl Stored {
+    /// Looks at all files behind private mappings, before any process is made.
+    ///
+    /// # Errors
+    /// One is not what it was, and the store does not have it.
+    pub fn find<'a>(regions: impl Iterator<Item = &'a Region>, options: &Options) -> Result<Self> {
+        let mut stored = Self::default();
+        let mut seen = BTreeSet::new();
+        for r in regions {
+            let Backing::FilePrivate(id) = &r.backing else { continue };
+            if id.deleted || !seen.insert(store::name(id)) {
+                continue;
+            }
+            let Err(changed) = unchanged(id, options) else { continue };
+            let copy = store::path(&std::path::absolute(&options.dir)?, id);
+            if same(&copy, id).is_err() {
+                return Err(changed);
+            }
+            stored.warnings.push(format!(
+                "{} is not the file that it was at the checkpoint: its copy {} is used",
+                id.path,
+                copy.display()
+            ));
+            stored.paths.insert(store::name(id), copy);
+        }
+        Ok(stored)
+    }
+
+    fn open(&self, id: &FileId, options: &Options) -> Result<OwnedFd> {
+        match self.paths.get(&store::name(id)) {
+            Some(copy) => same(copy, id),
+            None => unchanged(id, options),
+        }
+    }
+}
+
 /// Opens the files behind private mappings. One descriptor per file; for each region (by index) the one to map.
-pub fn private_files(regions: &[Region], options: &Options) -> Result<(Vec<Option<RawFd>>, Vec<OwnedFd>)> {
+pub fn private_files(
+    regions: &[Region],
+    stored: &Stored,
+    options: &Options,
+) -> Result<(Vec<Option<RawFd>>, Vec<OwnedFd>)> {
     let mut open: BTreeMap<&str, OwnedFd> = BTreeMap::new();
     let mut files = Vec::with_capacity(regions.len());
     for r in regions {
@@ -227,7 +278,7 @@ pub fn private_files(regions: &[Region], options: &Options) -> Result<(Vec<Optio
             continue;
         }
         if !open.contains_key(id.path.as_str()) {
-            open.insert(&id.path, unchanged(id, options)?);
+            open.insert(&id.path, stored.open(id, options)?);
         }
         files.push(open.get(id.path.as_str()).map(AsRawFd::as_raw_fd));
     }
@@ -235,10 +286,14 @@ pub fn private_files(regions: &[Region], options: &Options) -> Result<(Vec<Optio
 }
 
 /// Opens a file that must be what it was.
-pub fn unchanged(id: &FileId, options: &Options) -> Result<OwnedFd> {
-    let path = options.map(&id.path);
+fn unchanged(id: &FileId, options: &Options) -> Result<OwnedFd> {
+    same(&options.map(&id.path), id)
+}
+
+/// Opens `path`, which must be the file that `id` describes.
+fn same(path: &Path, id: &FileId) -> Result<OwnedFd> {
     let advice = "the program's memory holds only those of its pages that it had changed: put the old file back (same content and modification time), or name its copy with --map-path OLD=NEW";
-    let file = File::open(&path).map_err(|e| {
+    let file = File::open(path).map_err(|e| {
         anyhow!("{} was mapped at the checkpoint, and cannot be opened now: {e}; {advice}", path.display())
     })?;
     let meta = file.metadata().with_context(|| format!("{}", path.display()))?;

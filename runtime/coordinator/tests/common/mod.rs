@@ -92,6 +92,8 @@ pub struct Behaviour {
     pub die: Option<Point>,
     /// Fails instead of an answer to this.
     pub fail: Option<Point>,
+    /// What it writes; else a line that is no image.
+    pub image: Option<Vec<u8>>,
     /// Run when the image has been written: what goes wrong outside of it.
     pub after_image: Option<fn(&Path)>,
     /// Run with its pid before it says that it stands, and that its memory is frozen.
@@ -173,7 +175,7 @@ pub fn live(mut client: Client, behaviour: &Behaviour, tell: &Sender<Seen>) {
             if behaviour.fail == Some(Point::Saved) {
                 return client.send(&failed(generation)).unwrap();
             }
-            let content = format!("memory of {pid}");
+            let content = behaviour.image.clone().unwrap_or_else(|| format!("memory of {pid}").into_bytes());
             if let Err(error) = fs::write(&image.1, &content) {
                 let reason = format!("{}: {error}", image.1.display());
                 return client.send(&FromProcess::Failed { generation, reason }).unwrap();

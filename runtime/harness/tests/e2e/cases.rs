@@ -16,7 +16,7 @@ pub fn all() -> Vec<Case> {
         with("side-by-side", "normal", &["counter"], side_by_side),
         with("older-generation", "normal", &["counter"], older_generation),
         with("deleted-program", "normal", &["counter"], deleted_program),
-        with("replaced-program", "normal", &["counter"], replaced_program),
+        with("replaced-program", "normal", &[], replaced_program),
         with("gdb-attaches", "normal", &["counter"], gdb_attaches),
         with("damaged-image", "normal", &["counter"], damaged_image),
         with("sparse-costs-nothing", "quick", &["sparse"], sparse_costs_nothing),
@@ -251,29 +251,67 @@ fn deleted_program() -> Result<()> {
     computation.finish()
 }
 
-/// The executable is another file when the restart comes: either it works with what was saved, or it says so in clear.
+/// Waits until the coordinator of the computation has copied what is mapped at `path`.
+fn wait_stored(computation: &Computation, path: &str) -> Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+    let about = fs::metadata(path)?;
+    let start = format!("{}-{}-", about.len(), about.mtime() * 1_000_000_000 + about.mtime_nsec());
+    let since = std::time::Instant::now();
+    loop {
+        let entries = fs::read_dir(computation.dir().join("files")).into_iter().flatten().flatten();
+        let mut names = entries.map(|e| e.file_name().to_string_lossy().into_owned());
+        if names.any(|n| n.starts_with(&start) && !n.ends_with(".new")) {
+            return Ok(());
+        }
+        ensure!(since.elapsed() < patience(), "{path} does not come into the file store");
+        std::thread::yield_now();
+    }
+}
+
+/// The executable and a library that it has loaded are other files when the restart comes, or gone: the copies in
+/// the checkpoint folder are used, again for a restart of the restarted; without copies, the restart says what is wrong.
 fn replaced_program() -> Result<()> {
     let mut computation = Computation::new(Mode::Pipe)?;
-    let copy = copied(&computation)?;
-    computation.launch(std::slice::from_ref(&copy))?;
+    let copy = computation.folder().join("the-program").to_string_lossy().into_owned();
+    fs::copy("/usr/bin/perl", &copy)?;
+    let library = computation.folder().join("libreplaced.so").to_string_lossy().into_owned();
+    let libm = ["/lib/x86_64-linux-gnu/libm.so.6", "/lib64/libm.so.6"].into_iter().find(|p| Path::new(p).exists());
+    fs::copy(libm.context("no libm.so.6")?, &library)?;
+    let script = "$|=1; DynaLoader::dl_load_file($ARGV[0]) or die; while (1) { print \"beat\\n\"; select undef,undef,undef,0.02 }";
+    computation.launch(&[copy.clone(), "-MDynaLoader".into(), "-e".into(), script.into(), library.clone()])?;
     computation.wait_line("beat")?;
     computation.checkpoint(&[])?;
+    wait_stored(&computation, &copy)?;
+    wait_stored(&computation, &library)?;
     computation.sigkill_all()?;
+    fs::remove_file(&library)?;
     fs::remove_file(&copy)?;
     fs::copy("/bin/true", &copy)?;
-    computation.restart(None)?;
-    match computation.wait_line("beat") {
-        Ok(_) => computation.finish(),
-        Err(_) => {
-            let errors = computation.errors().map(|e| e.tail(20)).unwrap_or_default();
-            let status = computation.wait_exit()?;
-            ensure!(
-                !status.success() && errors.contains("the-program"),
-                "it neither runs nor says why: {status} {errors}"
-            );
-            Ok(())
+    for _ in 0..2 {
+        computation.restart(None)?;
+        computation.wait_line("beat").context("from the file store")?;
+        let warned = computation.errors()?.tail(20);
+        for path in [&copy, &library] {
+            let lines = warned.lines().filter(|line| line.contains(path.as_str())).count();
+            ensure!(lines <= 1, "{lines} lines about {path}: {warned}");
         }
+        computation.checkpoint(&[])?;
+        computation.wait_new_line("beat")?;
+        computation.sigkill_all()?;
     }
+    // The first generation, whose program is known by its old path.
+    computation.restart(Some(1))?;
+    computation.wait_line("beat").context("the first generation from the file store")?;
+    let warned = computation.errors()?.tail(20);
+    ensure!(warned.contains(&copy) && warned.contains(&library), "no warning: {warned}");
+    computation.sigkill_all()?;
+    fs::remove_dir_all(computation.dir().join("files"))?;
+    let (status, out, error) = computation.run("restart", &["--generation", "1"])?;
+    ensure!(
+        !status.success() && error.contains("put the old file back") && !out.contains("beat"),
+        "the store is gone, but: {status} {error}{out}"
+    );
+    Ok(())
 }
 
 /// gdb attaches to a restarted process, sees its symbols, and lets it go on.
@@ -390,7 +428,8 @@ fn disk_full() -> Result<()> {
     fs::create_dir(&dir)?;
     let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs"]).arg(&dir).status()?;
     ensure!(mount.success(), "mount: {mount}");
-    computation.launch(&program("counter")?)?;
+    // Copies of libraries would take as much room as this disk has.
+    computation.launch_with(&["--no-file-store"], &program("counter")?)?;
     computation.wait_line("beat")?;
     computation.checkpoint(&[])?;
     let filler = dir.join("filler");
