@@ -159,6 +159,40 @@ unsafe fn place(contexts: &[*mut Context]) -> Outcome<()> {
     Ok(())
 }
 
+/// Pages that were put where no memory was; they go when this is dropped. Raw system calls: UCX patches the C library's.
+struct Holes(Vec<usize>);
+
+const PAGE: usize = 4096;
+
+impl Holes {
+    fn fill(addr: usize, len: usize) -> Self {
+        let mut pages = Vec::new();
+        let flags = i64::from(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE);
+        let access = i64::from(libc::PROT_READ | libc::PROT_WRITE);
+        let mut page = addr & !(PAGE - 1);
+        while page < addr.saturating_add(len) {
+            // SAFETY: a new mapping, and only where there is none.
+            let at = unsafe {
+                libc::syscall(libc::SYS_mmap, page, PAGE, access, flags, -1i64, 0i64)
+            };
+            if at == page as i64 {
+                pages.push(page);
+            }
+            page += PAGE;
+        }
+        Self(pages)
+    }
+}
+
+impl Drop for Holes {
+    fn drop(&mut self) {
+        for page in &self.0 {
+            // SAFETY: made by `fill`, and nobody in this process knows of it.
+            unsafe { libc::syscall(libc::SYS_munmap, *page, PAGE) };
+        }
+    }
+}
+
 /// Everything of one context but its queue pairs and address handles.
 unsafe fn objects(d: &driver::Driver, c: &mut Context, keys: &mut Keys) -> Outcome<()> {
     let (pds, mrs, channels, cqs, srqs) = {
@@ -174,11 +208,19 @@ unsafe fn objects(d: &driver::Driver, c: &mut Context, keys: &mut Keys) -> Outco
     for m in mrs {
         let m = &mut *m;
         let pd = (*m.ibv.pd.cast::<Pd>()).real;
-        let real = match (d.reg_mr_iova2, d.reg_mr) {
+        let register = || match (d.reg_mr_iova2, d.reg_mr) {
             (Some(f), _) => f(pd, m.ibv.addr, m.ibv.length, m.iova, m.access),
             (None, Some(f)) => f(pd, m.ibv.addr, m.ibv.length, m.access as i32),
             _ => null_mut(),
         };
+        let mut real = register();
+        if real.is_null() && driver::pass_errno() == libc::EFAULT {
+            // A program may unmap what is registered (UCX's cache keeps regions of a heap that was trimmed): the device has
+            // the pages then, and nobody else. Pages are there while the region is made, and gone again after.
+            let holes = Holes::fill(m.ibv.addr as usize, m.ibv.length);
+            real = register();
+            drop(holes);
+        }
         if real.is_null() {
             return Err(failed(&format!("registering {} bytes at {:p}", m.ibv.length, m.ibv.addr)));
         }
