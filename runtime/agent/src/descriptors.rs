@@ -3,7 +3,7 @@ use alloc::{
     string::{String, ToString},
     vec::Vec,
 };
-use slackwater_objects::Table;
+use slackwater_objects::{Table, model::Kind};
 use slackwater_protocol::message::DescriptorKey;
 
 /// What is known so far.
@@ -16,7 +16,13 @@ impl Survey {
     /// # Errors
     /// A descriptor that cannot be brought back.
     pub fn take(&mut self, exclude: &[i32]) -> Result<Vec<DescriptorKey>, String> {
-        let table = slackwater_objects::survey(exclude).map_err(|e| e.to_string())?;
+        let mut table = slackwater_objects::survey(exclude).map_err(|e| e.to_string())?;
+        for open in &mut table.opens {
+            if let Kind::Epoll { watched } = &mut open.kind {
+                // Whoever owns a protected descriptor makes it anew, and has it watched again.
+                watched.retain(|w| !exclude.contains(&w.fd));
+            }
+        }
         let keys = slackwater_objects::keys(&table).map(|(fd, dev, ino)| DescriptorKey { fd, dev, ino }).collect();
         self.0 = Some(table);
         Ok(keys)

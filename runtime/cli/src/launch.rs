@@ -24,6 +24,7 @@ pub fn launch(launch: args::Launch) -> Result<()> {
     let library = library(&own)?;
     let mut options = launch.options.into_options();
     options.plugins = options.plugins.iter().map(|plugin| preloadable(plugin)).collect::<Result<_>>()?;
+    options.plugins.extend(verbs_plugin(&library, &options.plugins));
     let token = rand_token()?;
     options.expect = Some((token, i32::try_from(process::id())?));
     let preload = preload(&library, &options.plugins);
@@ -66,6 +67,16 @@ fn library(own: &Path) -> Result<PathBuf> {
             names::ENV_LIB
         ),
     }
+}
+
+/// The InfiniBand plugin, where it lies beside the library and this machine has a verbs device: nobody should have to ask
+/// for it, and nobody without such a device should pay for it.
+fn verbs_plugin(library: &Path, named: &[PathBuf]) -> Option<PathBuf> {
+    let mut devices = std::fs::read_dir("/dev/infiniband").ok()?.flatten();
+    devices.find(|device| device.file_name().as_bytes().starts_with(b"uverbs"))?;
+    let plugin = library.with_file_name(names::VERBS_PLUGIN);
+    let asked_for = named.iter().any(|other| other.file_name() == plugin.file_name());
+    if asked_for { None } else { preloadable(&plugin).ok() }
 }
 
 /// Absolute path of a library that LD_PRELOAD can name.

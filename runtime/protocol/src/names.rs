@@ -16,6 +16,8 @@ pub const ENV_LIB: &str = "SLACKWATER_LIB";
 pub const ENV_PRELOAD: &str = "LD_PRELOAD";
 /// File name of the preloaded library.
 pub const LIBRARY: &str = "libslackwater.so";
+/// File name of the InfiniBand plugin, which `launch` takes along where there are verbs devices.
+pub const VERBS_PLUGIN: &str = "libslackwater_ib.so";
 
 /// File: the secret, 64 hexadecimal digits, mode 0600.
 pub const FILE_SECRET: &str = "secret";
