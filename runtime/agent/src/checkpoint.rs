@@ -333,7 +333,7 @@ impl Keeper {
     ) -> Result<Option<String>, String> {
         plugins::dispatch(Event::Save, 0, self.member, generation)?;
         let protected = protected();
-        let objects = survey.fill()?;
+        let objects = survey.fill(&protected)?;
         let (vdso, vvar) = maps::vdso()?;
         let path = format!("{folder}/{}", self.file_name());
         let c_path = CString::new(path.as_str()).map_err(|e| e.to_string())?;

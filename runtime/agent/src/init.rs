@@ -3,9 +3,9 @@
 //! Nothing here may fail loudly: a process that cannot join its computation runs as if slackwater were not there, after one
 //! line on stderr.
 use crate::{
-    arena, checkpoint, conn,
+    arch, arena, checkpoint, conn,
     conn::Connection,
-    follow, guard, libc_facts, stop,
+    follow, guard, libc_facts, plugins, stop,
     sys::{self, complain},
 };
 use alloc::{
@@ -16,7 +16,7 @@ use alloc::{
 use core::{
     cell::UnsafeCell,
     ffi::{CStr, c_char, c_int, c_void},
-    sync::atomic::{AtomicU32, Ordering::*},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering::*},
 };
 use slackwater_protocol::{
     auth::Secret,
@@ -126,33 +126,80 @@ fn hostname() -> String {
         .unwrap_or_default()
 }
 
-/// The checkpoint thread is a pthread, for plugins use libc in their hooks. It takes no signal of the program's.
+/// Bytes below and above a bare thread's thread pointer: initial-exec variables of all libraries lie below (glibc bounds
+/// them by its surplus, some KiB), glibc's own `struct pthread`, of which nobody takes notice, above.
+const TLS: usize = 64 << 10;
+const TLS_ABOVE: usize = 8 << 10;
+const STACK: usize = 256 << 10;
+
+/// Starts the checkpoint thread. It takes no signal of the program's.
+///
+/// Where there are plugins it is a pthread, for they use libc in their hooks. Elsewhere it is a thread that libc does not
+/// know: so a program of one thread stays one in the eyes of glibc, which then takes no lock and no detour at a cancellation
+/// point (mutexes, stdio, malloc and read(2) are dearer by half or more otherwise).
 fn spawn() -> Result<(), String> {
     HANDLER.store(0, Release);
     let all = u64::MAX;
     let mut old = 0u64;
-    // SAFETY: masks are 8 bytes; the thread gets no argument.
-    unsafe {
-        _ = sc!(rt_sigprocmask, libc::SIG_SETMASK, &raw const all, &raw mut old, 8);
-        let mut thread: libc::pthread_t = core::mem::zeroed();
-        let r = libc::pthread_create(&raw mut thread, core::ptr::null(), run, core::ptr::null_mut());
-        _ = sc!(rt_sigprocmask, libc::SIG_SETMASK, &raw const old, 0, 8);
-        if r != 0 {
-            return Err(format!("the checkpoint thread cannot be made: errno {r}"));
-        }
-        libc::pthread_detach(thread);
-    }
-    // Now glibc's own handler is in place (it is installed by the first pthread_create), and ours goes before it.
-    let installed = stop::install().map_err(|e| format!("rt_sigaction: {e}"));
+    // SAFETY: masks are 8 bytes.
+    _ = unsafe { sc!(rt_sigprocmask, libc::SIG_SETMASK, &raw const all, &raw mut old, 8) };
+    BARE.store(!plugins::any(), Relaxed);
+    let started = if is_bare() { bare() } else { pthread() };
+    // SAFETY: as above.
+    _ = unsafe { sc!(rt_sigprocmask, libc::SIG_SETMASK, &raw const old, 0, 8) };
+    started?;
+    let installed = stop::install().map(drop).map_err(|e| format!("rt_sigaction: {e}"));
     HANDLER.store(1, Release);
     sys::futex_wake(&HANDLER);
     installed
 }
 
+fn pthread() -> Result<(), String> {
+    // SAFETY: the thread gets no argument.
+    unsafe {
+        let mut thread: libc::pthread_t = core::mem::zeroed();
+        let r = libc::pthread_create(&raw mut thread, core::ptr::null(), run_pthread, core::ptr::null_mut());
+        if r != 0 {
+            return Err(format!("the checkpoint thread cannot be made: errno {r}"));
+        }
+        libc::pthread_detach(thread);
+    }
+    Ok(())
+}
+
+/// Is the checkpoint thread one that libc does not know?
+pub fn is_bare() -> bool {
+    BARE.load(Relaxed)
+}
+
+static BARE: AtomicBool = AtomicBool::new(false);
+
+fn bare() -> Result<(), String> {
+    let bad = |e| format!("the checkpoint thread cannot be made: {e}");
+    // A page without access below the stack.
+    let base = sys::map_anonymous(STACK + TLS, 0).map_err(bad)? as usize;
+    // SAFETY: memory of its own; `run` calls nothing of libc where no plugin is.
+    unsafe {
+        sc!(mprotect, base, 4096, libc::PROT_NONE).map_err(bad)?;
+        let tls = base + STACK + TLS - TLS_ABOVE;
+        arch::make_tls(tls);
+        let r = arch::bare_thread(base + STACK, tls, run);
+        if r < 0 {
+            return Err(format!("the checkpoint thread cannot be made: errno {}", -r));
+        }
+    }
+    Ok(())
+}
+
+extern "C" fn run_pthread(_: *mut c_void) -> *mut c_void {
+    run();
+    core::ptr::null_mut()
+}
+
 /// 1 when the stop handler is in place: until then the new checkpoint thread must not serve.
 static HANDLER: AtomicU32 = AtomicU32::new(0);
 
-extern "C" fn run(_: *mut c_void) -> *mut c_void {
+extern "C" fn run() {
     stop::unblock_signal();
     while HANDLER.load(Acquire) == 0 {
         sys::futex_wait(&HANDLER, 0, None);
@@ -170,7 +217,6 @@ extern "C" fn run(_: *mut c_void) -> *mut c_void {
     };
     conn::set(None);
     complain(&format!("{reason}: the program runs on, without checkpoints; the last committed generation restarts"));
-    core::ptr::null_mut()
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -166,6 +166,11 @@ pub fn dispatch(event: Event, round: u32, member: u64, generation: u64) -> Resul
     failure.map_or(Ok(again), Err)
 }
 
+/// Has any plugin registered? (Plugins are preloaded behind this library, so their constructors run before ours.)
+pub fn any() -> bool {
+    with(|s| !s.plugins.is_empty())
+}
+
 /// What the plugins published since the last call.
 pub fn take_published() -> Vec<Entry> {
     with(|s| core::mem::take(&mut s.publish))

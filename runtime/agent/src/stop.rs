@@ -301,8 +301,11 @@ pub fn signal_thread(tid: i32) -> sys::Result<()> {
     }
 }
 
-/// Installs the handler; call once, after glibc has installed its own (which it does at the first `pthread_create`).
-pub fn install() -> sys::Result<()> {
+/// Installs the handler, before glibc's own if that has come since the last call: glibc installs it at the program's first
+/// `pthread_create`.
+///
+/// True: it was not in place.
+pub fn install() -> sys::Result<bool> {
     const SA_RESTORER: usize = 0x0400_0000;
     let flags = libc::SA_SIGINFO as usize | libc::SA_RESTART as usize | libc::SA_ONSTACK as usize | SA_RESTORER;
     let new = [on_signal as *const () as usize, flags, arch::sigreturn as *const () as usize, usize::MAX];
@@ -314,10 +317,11 @@ pub fn install() -> sys::Result<()> {
     pending::install()?;
     // SAFETY: the kernel's struct sigaction is these four words on x86-64.
     unsafe { sc!(rt_sigaction, SIGNAL, new.as_ptr(), old.as_mut_ptr(), 8) }?;
-    if old[0] != new[0] {
+    let changed = old[0] != new[0];
+    if changed {
         CHAINED.store(old[0], Release);
     }
-    Ok(())
+    Ok(changed)
 }
 
 /// The checkpoint thread's mask: it takes none of the program's signals, but glibc's use of ours (setuid in threads) must
@@ -376,6 +380,12 @@ pub fn stop(deadline_ns: u64) -> Result<Stopped, String> {
     loop {
         // Who was parked before the list was read: only then does a list without newcomers prove that nobody is left.
         let parked = parked_tids();
+        match install() {
+            Ok(false) => {}
+            // glibc's handler was there, and has ignored what was sent to those that are not parked.
+            Ok(true) => signalled.retain(|t| parked.binary_search(t).is_ok()),
+            Err(e) => return Err(give_up(format!("rt_sigaction: {e}"))),
+        }
         let tids = match sys::numbers_in(c"/proc/self/task") {
             Ok(t) => t,
             Err(e) => return Err(give_up(format!("/proc/self/task: {e}"))),
@@ -478,6 +488,9 @@ pub fn own_slot() -> Slot {
     // SAFETY: all zeros is a slot.
     let mut slot: Slot = unsafe { zeroed() };
     capture(&mut slot);
+    if crate::init::is_bare() {
+        slot.rseq = 0;
+    }
     slot
 }
 

@@ -82,6 +82,55 @@ pub unsafe fn fork_sharing_files() -> isize {
     r as isize
 }
 
+/// A thread by the bare system call, with `tls` as its FS base, which runs `f` on the stack that ends at `stack`, and ends.
+/// Returns the kernel's answer.
+///
+/// # Safety
+/// `stack` and `tls` are memory of its own; `f` calls nothing of libc.
+#[unsafe(naked)]
+pub unsafe extern "C" fn bare_thread(_stack: usize, _tls: usize, _f: extern "C" fn()) -> isize {
+    // CLONE_VM|FS|FILES|SIGHAND|THREAD|SYSVSEM|SETTLS
+    core::arch::naked_asm!(
+        "mov r9, rdx",
+        "mov r8, rsi",
+        "mov rsi, rdi",
+        "mov edi, {flags}",
+        "xor edx, edx",
+        "xor r10d, r10d",
+        "mov eax, 56",
+        "syscall",
+        "test rax, rax",
+        "jnz 2f",
+        "xor ebp, ebp",
+        "call r9",
+        "xor edi, edi",
+        "mov eax, 60",
+        "syscall",
+        "ud2",
+        "2: ret",
+        flags = const 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000 | 0x8_0000,
+    )
+}
+
+/// Makes a TLS block for [`bare_thread`] whose thread pointer is `at`: what the ABI wants at the thread pointer (its own
+/// address, twice), and the calling thread's stack and pointer guards.
+///
+/// # Safety
+/// `at` has zeroed memory of its own on both sides: as much below as libraries have initial-exec variables.
+pub unsafe fn make_tls(at: usize) {
+    let here: usize;
+    // SAFETY: the thread pointer's first word is its own address (ELF TLS ABI, x86-64); offsets of glibc's tcbhead_t.
+    unsafe {
+        core::arch::asm!("mov {}, fs:[0]", out(reg) here, options(nostack, readonly));
+        let put = |offset: usize, value: usize| ((at + offset) as *mut usize).write(value);
+        put(0, at);
+        put(0x10, at);
+        for guard in [0x28, 0x30] {
+            put(guard, ((here + guard) as *const usize).read());
+        }
+    }
+}
+
 /// Registers of an interrupted thread, in the signal frame.
 pub struct Frame(*mut libc::ucontext_t);
 
