@@ -153,7 +153,12 @@ fn rank(level: &str) -> usize {
 }
 
 fn job(row: &Row, transport: &'static Transport) -> Result<Job> {
-    Job::new(row.program, row.args, transport, row.ranks)
+    let mut args = row.args.to_vec();
+    // MPICH's ranks wait by spinning, and the guest has one processor: a fortieth of Open MPI's speed there.
+    if transport.name == "mpich-verbs" && row.scenario == "digits" {
+        args[0] = "120";
+    }
+    Job::new(row.program, &args, transport, row.ranks)
 }
 
 fn run(row: &Row, transport: &'static Transport) -> Result<()> {
