@@ -240,6 +240,14 @@ unsafe fn shared(srq: *mut Srq, w: &mut ibv_wc) {
     }
 }
 
+/// The addresses in the 40 bytes that come before a datagram: UCX drops what is not for the GID that it knows.
+unsafe fn header(list: &[ibv_sge]) {
+    if let Some(first) = list.first().filter(|s| s.length >= 40) {
+        // SAFETY: the program's receive buffer, which the device has just written and nobody has been told of.
+        peers::header(&mut *(first.addr as *mut [u8; 40]));
+    }
+}
+
 /// Errors, translated QPs, and QPs with work of our own.
 #[cold]
 unsafe fn account_slow(cq: &mut Cq, qp: &mut Qp, w: &mut ibv_wc) -> bool {
@@ -273,6 +281,9 @@ unsafe fn account_slow(cq: &mut Cq, qp: &mut Qp, w: &mut ibv_wc) -> bool {
         let slot = qp.rq.slot(qp.rq.head);
         qp.rq.head += 1;
         if !qp.rq.slots.is_own(slot) {
+            if qp.translated && ok && qp.kind == ibv_qp_type::IBV_QPT_UD {
+                header(&qp.rq.slots.list(slot));
+            }
             return true;
         }
         let buffer = qp.rq.slots.id(slot);
