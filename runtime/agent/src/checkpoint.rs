@@ -270,19 +270,11 @@ impl Keeper {
         }
         let result = loop {
             match receive() {
-                Ok(ToProcess::Round { kind: RoundKind::Quiesce, round, members }) => {
+                Ok(ToProcess::Round { kind: kind @ RoundKind::Quiesce, round, members }) => {
                     plugins::set_members(members.into());
-                    let r = match event(Event::Quiesce, round).map(|again| again | !survey.quiet()) {
-                        Ok(again) => send(&FromProcess::RoundDone {
-                            kind: RoundKind::Quiesce,
-                            round,
-                            again,
-                            publish: plugins::take_published(),
-                        }),
-                        Err(reason) => send(&FromProcess::Failed { generation, reason }),
-                    };
-                    if r.is_err() {
-                        break r;
+                    let again = event(Event::Quiesce, round).map(|again| again | !survey.quiet());
+                    if let Err(e) = round_done(kind, round, generation, again) {
+                        break Err(e);
                     }
                 }
                 Ok(ToProcess::Snapshot { folder, sync, codec, .. }) => {
@@ -394,19 +386,11 @@ impl Keeper {
         let generation = note.generation;
         let result = loop {
             match receive() {
-                Ok(ToProcess::Round { kind: RoundKind::Restart, round, members }) => {
+                Ok(ToProcess::Round { kind: kind @ RoundKind::Restart, round, members }) => {
                     plugins::set_members(members.into());
-                    let r = match plugins::dispatch(Event::Restart, round, self.member, generation) {
-                        Ok(again) => send(&FromProcess::RoundDone {
-                            kind: RoundKind::Restart,
-                            round,
-                            again,
-                            publish: plugins::take_published(),
-                        }),
-                        Err(reason) => send(&FromProcess::Failed { generation, reason }),
-                    };
-                    if r.is_err() {
-                        break r;
+                    let again = plugins::dispatch(Event::Restart, round, self.member, generation);
+                    if let Err(e) = round_done(kind, round, generation, again) {
+                        break Err(e);
                     }
                 }
                 Ok(ToProcess::Resume { aborted: None, .. }) => break Ok(()),
@@ -420,6 +404,14 @@ impl Keeper {
         }
         result
     }
+}
+
+/// Answers a round with what the plugins said of it.
+fn round_done(kind: RoundKind, round: u32, generation: u64, again: Result<bool, String>) -> Result<(), String> {
+    send(&match again {
+        Ok(again) => FromProcess::RoundDone { kind, round, again, publish: plugins::take_published() },
+        Err(reason) => FromProcess::Failed { generation, reason },
+    })
 }
 
 /// Descriptors that are not the program's.

@@ -5,7 +5,7 @@
 //!
 //! Rules for all modules: raw system calls ([`sys`]) instead of libc, memory from [`arena`], no lock that a stopped thread
 //! may hold, no stdio, no loader, no panic. Without std, so that the compiler checks most of this, and no other library
-//! (libgcc_s) is pulled into the process; a test compares the symbols that the library needs with the list in `imports.list`.
+//! (libgcc_s) is pulled into the process; the end-to-end case `imports` compares the symbols that the library needs with `imports.list`.
 //! Cargo unifies features, and std in a shared dependency would clash with our panic handler: build this crate with
 //! `-p slackwater-agent`, not with the whole workspace.
 #![no_std]

@@ -1,13 +1,14 @@
 //! Cases that need more than a program and a scenario.
 use crate::Case;
 use anyhow::{Context as _, Result, bail, ensure};
-use slackwater_harness::{Computation, Mode, Program, in_guest, patience};
+use slackwater_harness::{Computation, Kit, Mode, Program, in_guest, patience};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 pub fn all() -> Vec<Case> {
     let mut cases = vec![
+        with("imports", "quick", &[], imports),
         with("exit-status", "quick", &[], exit_status),
         with("terminal-signals", "quick", &[], terminal_signals),
         with("job-control", "quick", &[], job_control),
@@ -41,6 +42,28 @@ fn program(name: &str) -> Result<Vec<String>> {
     let stem = name.split('-').next().unwrap_or(name);
     let all = Program::all(&folder)?;
     all.iter().find(|p| p.name == stem || p.name == name).with_context(|| format!("no program `{name}`"))?.command()
+}
+
+/// What lives in a stopped program may not call what that may hold a lock of: the library needs the listed symbols alone.
+fn imports() -> Result<()> {
+    let library = Kit::find()?.slackwater().with_file_name("libslackwater.so");
+    let out = Command::new("nm").args(["--dynamic", "--undefined-only"]).arg(&library).output().context("nm")?;
+    ensure!(out.status.success(), "nm {}: {}", library.display(), out.status);
+    let list = include_str!("../../../agent/imports.list");
+    let allowed: Vec<&str> = list.lines().filter(|l| !l.starts_with('#')).map(str::trim).collect();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    for line in text.lines() {
+        // "                 U memcpy@GLIBC_2.14"; weak ones are optional by nature.
+        let mut words = line.split_whitespace();
+        let (kind, symbol) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let name = symbol.split('@').next().unwrap_or_default();
+        ensure!(
+            kind != "U" || allowed.contains(&name),
+            "libslackwater.so needs `{symbol}`, which imports.list does not name"
+        );
+    }
+    ensure!(text.contains(" memcpy"), "nm printed nothing of use: {text}");
+    Ok(())
 }
 
 /// `launch` ends as the program does, signals included, and so does `restart`.
