@@ -85,12 +85,6 @@ fn file_id(h: &Header, last: &mut Option<FileId>) -> FileId {
             None => deleted = true,
         }
     }
-    if deleted
-        && name.starts_with(b"/SYSV")
-        && let Some((bytes, mode)) = sys::segment(h.ino)
-    {
-        (size, mtime_ns) = (bytes, mode);
-    }
     let path = String::from_utf8_lossy(name).into_owned();
     let f = FileId { path, deleted, dev: h.dev, ino: h.ino, size, mtime_ns, offset: h.offset };
     *last = Some(f.clone());

@@ -17,16 +17,6 @@ macro_rules! sc {
     };
 }
 
-/// Size and mode of a System V shared memory segment; None: there is none of that id that we may look at.
-pub fn segment(id: u64) -> Option<(u64, i64)> {
-    const IPC_STAT: i32 = 2;
-    // SAFETY: plain data.
-    let mut state: libc::shmid_ds = unsafe { core::mem::zeroed() };
-    // SAFETY: the structure is as long as the kernel's.
-    unsafe { sc!(shmctl, i32::try_from(id).ok()?, IPC_STAT, &raw mut state) }.ok()?;
-    Some((state.shm_segsz as u64, i64::from(state.shm_perm.mode)))
-}
-
 /// futex(2) FUTEX_WAIT, private; returns when woken, when the value differs, on a signal, or after `timeout_ns`.
 pub fn futex_wait(word: &AtomicU32, value: u32, timeout_ns: Option<u64>) {
     let ts = timeout_ns.map(|n| [n / 1_000_000_000, n % 1_000_000_000]);

@@ -246,8 +246,7 @@ pub struct FileId {
     pub ino: u64,
     /// Size in bytes.
     pub size: u64,
-    /// Modification time in nanoseconds since the epoch. For a System V segment (`/SYSV...`, its inode is its id): its mode,
-    /// SHM_DEST (01000) included.
+    /// Modification time in nanoseconds since the epoch.
     pub mtime_ns: i64,
     /// Offset of the region's first byte in the file.
     pub offset: u64,

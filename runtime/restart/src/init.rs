@@ -12,9 +12,8 @@ use crate::memory::{SharedObjects, Stored, private_files};
 use crate::sys::{self, SharedPage};
 use crate::tree::build::{self, NEXT_BARRIER, Place};
 use crate::tree::plan::{Id, Plan};
-use crate::{Generation, Options, Saved, attributes, coordinator, namespace, segment};
+use crate::{Generation, Options, Saved, attributes, coordinator, namespace};
 use anyhow::{Context, Result, anyhow};
-use slackwater_image::meta::Backing;
 use slackwater_image::reader::Reader;
 use slackwater_objects::rebuild::{self, Computation, Prepared};
 use slackwater_protocol::client::Client;
@@ -93,9 +92,6 @@ impl Init<'_> {
             say(self.channel, b'W', warning.as_bytes());
         }
         let (place, client) = self.start_coordinator()?;
-        if regions().any(|r| matches!(&r.backing, Backing::Shared(id) if segment::is(id))) {
-            segment::separate().context("no IPC namespace of our own, for shared memory (shmget)")?;
-        }
         let mut memory = SharedObjects::names(regions(), self.options)?;
         let options = self.object_options();
         let computation = Computation { tables: &g.tables, shared: &g.manifest.shared_descriptors, options: &options };
@@ -204,15 +200,12 @@ impl Init<'_> {
             }
             attributes::become_user(p)?;
             let folder = std::path::absolute(&self.options.dir)?;
-            let segments =
-                saved.regions.iter().enumerate().filter_map(|(i, r)| Some((i, behind.memory.segment(r)?))).collect();
             enter::enter(&enter::Entry {
                 image: &image,
                 process: p,
                 threads: &saved.threads,
                 regions: &saved.regions,
                 region_fds: &region_fds,
-                segments: &segments,
                 exe_fd: exe.as_ref().map(AsRawFd::as_raw_fd),
                 coordinator_fd: coordinator.as_raw_fd(),
                 member: saved.member,

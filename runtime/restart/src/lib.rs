@@ -22,7 +22,6 @@ mod init;
 mod memory;
 pub mod namespace;
 mod outer;
-mod segment;
 mod sys;
 pub mod tree;
 

@@ -4,7 +4,7 @@
 //! opened in each process. A private mapping needs the very file that was mapped, for pages that the program had not touched
 //! are not in the image: the file at its path, or, if that is another one by now, the copy in the file store. Deleted files
 //! are not needed at all (the image has all of their pages).
-use crate::{Options, segment};
+use crate::Options;
 use anyhow::{Context, Result, anyhow, bail};
 use slackwater_image::meta::{Backing, FileId, Region, WHOLE_SHARED, flag};
 use slackwater_image::store;
@@ -19,7 +19,6 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Default)]
 pub struct SharedObjects {
     made: BTreeMap<(u64, u64), OwnedFd>,
-    segments: BTreeMap<(u64, u64), i32>,
 }
 
 /// What one object is, over all regions that map it.
@@ -30,26 +29,9 @@ struct Wanted<'a> {
     huge: bool,
     /// Parts whose content is in the image.
     saved: Vec<(u64, u64)>,
-    /// The mapping that was seen last: address of offset 0, and how far it reaches.
-    last: (u64, u64),
-    /// Some process maps a part alone.
-    broken: bool,
 }
 
 impl Wanted<'_> {
-    /// Takes in the next region of this object; regions come in the order of their addresses, process by process.
-    fn follow(&mut self, base: u64, start: u64, end: u64) {
-        let goes_on = self.last.1 != 0 && start != base && self.last == (base, start);
-        if !goes_on {
-            self.broken |= start != base || (self.last.1 != 0 && !self.is_complete());
-        }
-        self.last = (base, end);
-    }
-
-    fn is_complete(&self) -> bool {
-        self.last.1.wrapping_sub(self.last.0) == self.id.size.next_multiple_of(4096)
-    }
-
     /// Is all of the file in the image, so that it can be made again?
     fn is_whole(&self) -> bool {
         let mut saved = self.saved.clone();
@@ -69,15 +51,12 @@ fn wanted<'a>(all: impl Iterator<Item = &'a Region>) -> BTreeMap<(u64, u64), Wan
             writes: false,
             huge: false,
             saved: Vec::new(),
-            last: (0, 0),
-            broken: false,
         });
         let end = id.offset + (r.range.end - r.range.start);
         o.end = o.end.max(end).max(id.size);
         if r.flags & flag::MAYWRITE != 0 {
             o.saved.push((id.offset, end));
         }
-        o.follow(r.range.start.wrapping_sub(id.offset), r.range.start, r.range.end);
         o.writes |= r.prot & 2 != 0;
         o.huge |= r.flags & flag::HUGETLB != 0;
     }
@@ -103,7 +82,7 @@ impl SharedObjects {
                 replace(&path, o.end).with_context(|| format!("making shared memory {} again", path.display()))?;
             made.insert(key, file.into());
         }
-        Ok(Self { made, segments: BTreeMap::new() })
+        Ok(Self { made })
     }
 
     /// After descriptors are prepared: everything else that is shared.
@@ -117,14 +96,6 @@ impl SharedObjects {
             if self.made.contains_key(&key) {
                 continue;
             }
-            if segment::is(o.id)
-                && !o.broken
-                && o.is_complete()
-                && let Ok(id) = segment::make(o.id)
-            {
-                self.segments.insert(key, id);
-                continue;
-            }
             let fd = match prepared.inode(key.0, key.1) {
                 Some(fd) => duplicate(fd)?,
                 None if o.id.deleted => {
@@ -135,12 +106,6 @@ impl SharedObjects {
             self.made.insert(key, fd);
         }
         Ok(())
-    }
-
-    /// The id of the System V segment behind a region.
-    pub fn segment(&self, region: &Region) -> Option<i32> {
-        let Backing::Shared(id) = &region.backing else { return None };
-        self.segments.get(&(id.dev, id.ino)).copied()
     }
 
     /// The object behind a region.

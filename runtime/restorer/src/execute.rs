@@ -70,10 +70,6 @@ fn execute(o: &Op, step: u64) {
                 die(b"mmap at the wrong place", step, 0);
             }
         }
-        op::ATTACH => {
-            let r = call(nr::SHMAT, [o.fd as usize, addr, arg, 0, 0, 0]);
-            check(r, b"shmat", step);
-        }
         op::READ => {
             let mut done = 0;
             while done < len {

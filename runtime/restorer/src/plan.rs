@@ -47,8 +47,6 @@ pub mod op {
     pub const ZERO: u64 = 10;
     /// madvise(addr, len, MADV_POPULATE_WRITE) ahead of a READ; a refusal is ignored.
     pub const POPULATE: u64 = 11;
-    /// shmat(fd, addr, arg), `fd` being the segment's id; must land at addr.
-    pub const ATTACH: u64 = 12;
 }
 
 /// One thread to make.

@@ -29,8 +29,6 @@ pub struct Entry<'a> {
     /// For each region that maps a file or shared memory: index of the region -> open descriptor, with the access that the
     /// mapping needs (read-write for a shared one with `flag::MAYWRITE`). They are closed on the way.
     pub region_fds: &'a HashMap<usize, RawFd>,
-    /// For each region that is (part of) a System V segment: index of the region -> the segment's id.
-    pub segments: &'a HashMap<usize, i32>,
     /// /proc/self/exe of the restored process; None leaves the restart command's.
     pub exe_fd: Option<RawFd>,
     /// Connected, authenticated, joined.

@@ -164,18 +164,6 @@ fn memory(entry: &Entry, content: &Content, ops: &mut Vec<Op>) -> Result<()> {
     let image_fd = entry.image.file().as_raw_fd() as u64;
     let mut protect = Vec::new();
     for (i, r) in entry.regions.iter().enumerate() {
-        if let (Some(id), Backing::Shared(f)) = (entry.segments.get(&i), &r.backing) {
-            // Attached as a whole where it begins; what was split off keeps its protection.
-            let (flags, has) = if r.flags & flag::MAYWRITE != 0 { (0, READ | WRITE) } else { (libc::SHM_RDONLY, READ) };
-            if f.offset == 0 {
-                ops.push(Op { fd: *id as u64, arg: flags as u64, ..new(op::ATTACH, r.range) });
-            }
-            if u64::from(r.prot) != has {
-                protect.push(Op { arg: r.prot.into(), ..new(op::PROTECT, r.range) });
-            }
-            ops.extend(early_advice(r));
-            continue;
-        }
         let mut o = map(i, r, entry)?;
         let prot = u64::from(r.prot);
         let writable = !matches!(r.backing, Backing::Shared(_)) || r.flags & flag::MAYWRITE != 0;
