@@ -26,7 +26,7 @@ use core::{
     sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::*},
 };
 use slackwater_image::meta;
-use slackwater_protocol::message::{FromProcess, RoundKind, ToProcess};
+use slackwater_protocol::message::{FromProcess, RoundKind, SharedRange, ToProcess};
 use slackwater_restorer::plan::RestartInfo;
 
 /// Bounds the wait for threads to park; they may be inside a wrapper that takes long (a big memory registration).
@@ -60,6 +60,14 @@ pub struct Keeper {
     generation: u64,
     writing: Option<(u64, Writing, Fd)>,
     fragile: Vec<(u64, u64)>,
+}
+
+/// How the coordinator wants a snapshot; see [`ToProcess::Snapshot`].
+struct Wish {
+    folder: String,
+    sync: bool,
+    codec: u8,
+    elsewhere: Vec<SharedRange>,
 }
 
 /// A snapshot's argument and result, on the stack of [`Keeper::snapshot`].
@@ -263,8 +271,9 @@ impl Keeper {
         let mut survey = Survey::default();
         let outcome = event(Event::Suspended, 0).and_then(|_| survey.take(&protected()));
         match outcome {
-            Ok(descriptors) => {
-                send(&FromProcess::Suspended { generation, threads: threads.tids.len() as u32, descriptors })?;
+            Ok((descriptors, shared)) => {
+                let threads = threads.tids.len() as u32;
+                send(&FromProcess::Suspended { generation, threads, descriptors, shared })?;
             }
             Err(reason) => send(&FromProcess::Failed { generation, reason })?,
         }
@@ -277,8 +286,9 @@ impl Keeper {
                         break Err(e);
                     }
                 }
-                Ok(ToProcess::Snapshot { folder, sync, codec, .. }) => {
-                    match self.snapshot(generation, threads, &folder, sync, codec, &mut survey) {
+                Ok(ToProcess::Snapshot { folder, sync, codec, elsewhere, .. }) => {
+                    let wish = Wish { folder, sync, codec, elsewhere };
+                    match self.snapshot(generation, threads, wish, &mut survey) {
                         Ok(None) => return self.restarted(threads),
                         Ok(Some(note)) => {
                             let r = send(&FromProcess::Snapshotted { generation, forked: !sync, note });
@@ -318,14 +328,13 @@ impl Keeper {
         &mut self,
         generation: u64,
         threads: &stop::Stopped,
-        folder: &str,
-        sync: bool,
-        codec: u8,
+        wish: Wish,
         survey: &mut Survey,
     ) -> Result<Option<String>, String> {
         plugins::dispatch(Event::Save, 0, self.member, generation)?;
         let protected = protected();
-        let objects = survey.fill(&protected)?;
+        let Wish { folder, sync, codec, elsewhere } = wish;
+        let sections = survey.fill(&protected, &elsewhere)?;
         let (vdso, vvar) = maps::vdso()?;
         let path = format!("{folder}/{}", self.file_name());
         let c_path = CString::new(path.as_str()).map_err(|e| e.to_string())?;
@@ -343,7 +352,8 @@ impl Keeper {
         let mut facts = ManuallyDrop::new(Facts {
             process,
             threads: described,
-            sections: alloc::vec![(meta::SECTION_OBJECTS.to_string(), objects)],
+            sections,
+            elsewhere,
             cutouts: plugins::cutouts(),
             fragile: core::mem::take(&mut self.fragile),
             image: Fd(high),

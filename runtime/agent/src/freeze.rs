@@ -10,7 +10,7 @@ use crate::{
     conn::{self, move_high},
     maps,
     pages::{Kind, PAGE, Pagemap},
-    save,
+    save, shared,
     sys::{self, Errno, Fd},
 };
 use alloc::{
@@ -23,6 +23,7 @@ use core::ffi::CStr;
 use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::*};
 use slackwater_image::meta::{self, Backing, Region, WHOLE_SHARED, flag};
+use slackwater_protocol::message::SharedRange;
 
 /// What goes into the image besides memory; in the arena.
 pub struct Facts {
@@ -32,6 +33,8 @@ pub struct Facts {
     pub threads: Vec<meta::Thread>,
     /// Named sections: objects, plugins.
     pub sections: Vec<(String, Vec<u8>)>,
+    /// Parts of shared memory that other processes save.
+    pub elsewhere: Vec<SharedRange>,
     /// Ranges left out by plugins.
     pub cutouts: Vec<(u64, u64)>,
     /// Memory that a forked child would not see, as of just before the stop; see [`maps::fragile`].
@@ -198,13 +201,13 @@ fn needs_copy(r: &Region, fragile: &[(u64, u64)]) -> bool {
 }
 
 /// Runs of pages of a shared mapping that are in memory (mincore(2): the object's pages, whoever touched them).
-fn resident(r: &Region) -> Vec<(u64, u64)> {
+fn resident((start, end): (u64, u64)) -> Vec<(u64, u64)> {
     const STEP: u64 = 1 << 30;
     let mut out: Vec<(u64, u64)> = Vec::new();
-    let mut at = r.range.start;
-    let mut bits: Vec<u8> = vec![0; ((r.range.end - r.range.start).min(STEP) / PAGE) as usize];
-    while at < r.range.end {
-        let len = (r.range.end - at).min(STEP);
+    let mut at = start;
+    let mut bits: Vec<u8> = vec![0; ((end - start).min(STEP) / PAGE) as usize];
+    while at < end {
+        let len = (end - at).min(STEP);
         // SAFETY: bits has a byte for each page.
         let ok = unsafe { sc!(mincore, at, len, bits.as_mut_ptr()) }.is_ok();
         for i in 0..len / PAGE {
@@ -221,13 +224,13 @@ fn resident(r: &Region) -> Vec<(u64, u64)> {
     out
 }
 
-fn copy_region(region: usize, r: &Region, files: &Files) -> Result<Copy, String> {
+fn copy_region(region: usize, r: &Region, files: &Files, elsewhere: &[SharedRange]) -> Result<Copy, String> {
     let runs = match &r.backing {
         // A file that a restart may have to make again needs all of its pages; of other memory, those that are there.
         Backing::Shared(f) if !f.deleted && f.size <= WHOLE_SHARED && !f.path.starts_with("/dev/") => {
-            vec![(r.range.start, r.range.end)]
+            shared::without(r, elsewhere)
         }
-        Backing::Shared(_) => resident(r),
+        Backing::Shared(_) => shared::without(r, elsewhere).into_iter().flat_map(resident).collect(),
         backing => {
             let kind = if *backing == Backing::Anon { Kind::Anon } else { Kind::FilePrivate };
             let mut runs = Vec::new();
@@ -275,8 +278,11 @@ fn freeze_inner(
     let files = Files::open(facts.sync)?;
     let mut regions = maps::read(&files.maps, &ours)?;
     let mut copies = Vec::new();
+    let mut elsewhere = facts.elsewhere.clone();
     for (i, r) in regions.iter().enumerate().filter(|(_, r)| needs_copy(r, fragile)) {
-        copies.push(copy_region(i, r, &files)?);
+        copies.push(copy_region(i, r, &files, &elsewhere)?);
+        // What this process maps twice is saved once as well.
+        elsewhere.extend(shared::range(r).filter(|s| s.write));
     }
     if facts.sync {
         let result = save::write(facts, &regions, &copies, &files);

@@ -31,5 +31,6 @@ mod pending;
 mod plugins;
 mod process;
 mod save;
+mod shared;
 mod stop;
 mod text;

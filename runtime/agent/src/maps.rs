@@ -97,6 +97,13 @@ fn is_verbs_device(name: &[u8]) -> bool {
     name.starts_with(b"/dev/infiniband/")
 }
 
+/// Was it attached by shmat(2)? The kernel calls the file behind a segment by its key, has it removed at once, and gives it
+/// the segment's number for an inode (ipc/shm.c).
+fn is_segment(h: &Header) -> bool {
+    let key = h.name.strip_prefix(b"/SYSV").and_then(|n| n.strip_suffix(b" (deleted)"));
+    libc::major(h.dev) == 0 && key.is_some_and(|k| k.len() == 8 && k.iter().all(u8::is_ascii_hexdigit))
+}
+
 /// What is left of a region without [start, end): the kernel merges a mapping of ours with a neighbour of its kind.
 fn without(r: Region, start: u64, end: u64) -> impl Iterator<Item = Region> {
     let (s, e) = (r.range.start, r.range.end);
@@ -164,6 +171,9 @@ pub fn parse(text: &[u8], ours: &[(u64, u64)]) -> Result<Maps, String> {
         } else {
             Backing::Anon
         };
+        if shared && is_segment(&h) {
+            flags |= flag::SYSV;
+        }
         if h.name == b"[stack]" {
             flags |= flag::GROWSDOWN;
         }
@@ -237,6 +247,19 @@ pub fn complete(regions: &mut [Region], here: &[Region], copied: impl Fn(usize) 
         }
     }
     Ok(())
+}
+
+/// Shared mappings, with the flags that maps shows.
+///
+/// # Errors
+/// /proc is not there.
+pub fn shared() -> Result<Vec<Region>, String> {
+    let text = sys::read_file(c"/proc/self/maps").map_err(|e| format!("/proc/self/maps: {e}"))?;
+    let is_shared = |l: &&[u8]| l.split(|&c| c == b' ').nth(1).is_some_and(|perms| perms.get(3) == Some(&b's'));
+    let shared: Vec<u8> = lines(&text).filter(is_shared).flat_map(|l| [l, b"\n"].concat()).collect();
+    let mut regions = parse(&shared, &[])?.regions;
+    regions.retain(|r| matches!(r.backing, Backing::Shared(_)));
+    Ok(regions)
 }
 
 /// Where the vdso and its data lie: (vdso, vvar).

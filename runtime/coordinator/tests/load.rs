@@ -33,7 +33,7 @@ fn cycle(clients: &mut [(u64, Client)], processes: u64, entries: u16) {
     };
     each(clients, &|_, client, message| {
         let ToProcess::Suspend { generation } = message else { panic!("{message:?}") };
-        client.send(&FromProcess::Suspended { generation, threads: 1, descriptors: vec![] }).unwrap();
+        client.send(&FromProcess::Suspended { generation, threads: 1, descriptors: vec![], shared: vec![] }).unwrap();
     });
     each(clients, &|member, client, message| {
         let ToProcess::Round { kind, round: 0, .. } = message else { panic!("{message:?}") };

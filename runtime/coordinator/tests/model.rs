@@ -527,7 +527,9 @@ fn input(conn: u64, pid: i32, msg: Msg) -> Input {
         Msg::Born(token, pid) => FromProcess::Born { token, pid },
         Msg::Unexpect(token) => FromProcess::Unexpect { token },
         Msg::Exec(token) => FromProcess::Exec { token },
-        Msg::Suspended(generation) => FromProcess::Suspended { generation, threads: 1, descriptors: vec![] },
+        Msg::Suspended(generation) => {
+            FromProcess::Suspended { generation, threads: 1, descriptors: vec![], shared: vec![] }
+        }
         Msg::RoundDone(round, again) => {
             FromProcess::RoundDone { kind: RoundKind::Quiesce, round, again, publish: vec![] }
         }

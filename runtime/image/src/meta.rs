@@ -296,4 +296,6 @@ pub mod flag {
     /// A shared mapping through which the program may write (VM_MAYWRITE): its content is part of the image. Without it
     /// the mapping only shows a file.
     pub const MAYWRITE: u32 = 8192;
+    /// Attached by shmat(2): the inode is the segment's number.
+    pub const SYSV: u32 = 16384;
 }

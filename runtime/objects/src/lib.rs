@@ -9,9 +9,10 @@
 extern crate alloc;
 
 mod capture;
+pub mod ipc;
 pub mod model;
 #[cfg(feature = "rebuild")]
 pub mod rebuild;
 
-pub use capture::{CaptureError, capture, fill, keys, quiet, survey};
+pub use capture::{CaptureError, Mapped, capture, fill, fill_ipc, keys, quiet, survey, survey_ipc};
 pub use model::Table;

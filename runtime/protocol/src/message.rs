@@ -28,7 +28,7 @@ use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol; both sides must agree exactly.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Why rounds are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +62,22 @@ pub struct DescriptorKey {
     pub dev: u64,
     /// Inode.
     pub ino: u64,
+}
+
+/// Part of an object that several processes may share: mapped memory (device and inode as /proc/PID/maps shows them), or a
+/// System V object (a device that does not exist, and its number). Who saves it is the coordinator's decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SharedRange {
+    /// Device.
+    pub dev: u64,
+    /// Inode.
+    pub ino: u64,
+    /// First byte in the object.
+    pub start: u64,
+    /// One past the last.
+    pub end: u64,
+    /// The process can save it: its image will have every byte of it, unless it is told that another saves it.
+    pub write: bool,
 }
 
 /// From a process (agent) to the coordinator.
@@ -112,6 +128,8 @@ pub enum FromProcess {
         threads: u32,
         /// The program's descriptors.
         descriptors: Vec<DescriptorKey>,
+        /// Memory and System V objects that others may have as well.
+        shared: Vec<SharedRange>,
     },
     /// A round is done.
     RoundDone {
@@ -211,6 +229,8 @@ pub enum ToProcess {
         sync: bool,
         /// Codec: 0 raw, 1 lz4, 2 zstd.
         codec: u8,
+        /// Parts of shared objects that other processes save: not needed in this image.
+        elsewhere: Vec<SharedRange>,
     },
     /// Let threads run.
     Resume {

@@ -5,6 +5,7 @@ use slackwater_image::manifest::Manifest;
 use slackwater_image::meta::{self, Process, Region, Thread};
 use slackwater_image::reader::Reader;
 use slackwater_image::{generations, layout::Arch};
+use slackwater_objects::ipc::{self, Ipc};
 use std::path::PathBuf;
 
 /// One process as its image has it.
@@ -33,6 +34,8 @@ pub struct Generation {
     pub saved: Vec<Saved>,
     /// Their descriptors, by member.
     pub tables: Vec<(u64, slackwater_objects::Table)>,
+    /// Their System V objects.
+    pub ipc: Vec<Ipc>,
 }
 
 impl Generation {
@@ -66,6 +69,7 @@ pub fn open(options: &Options) -> Result<Generation> {
     }
     let mut saved = Vec::new();
     let mut tables = Vec::new();
+    let mut objects = Vec::new();
     for m in &manifest.members {
         let path = folder.join(&m.file);
         let reader = Reader::open_path(&path)?;
@@ -74,13 +78,16 @@ pub fn open(options: &Options) -> Result<Generation> {
         let threads: Vec<Thread> = reader.section(meta::SECTION_THREADS)?;
         let regions: Vec<Region> = reader.section(meta::SECTION_REGIONS)?;
         tables.push((m.member, reader.section(meta::SECTION_OBJECTS)?));
+        if reader.sections().iter().any(|s| s.name == ipc::SECTION) {
+            objects.push(reader.section(ipc::SECTION)?);
+        }
         fits(&reader, &process)?;
         if process.pid != m.pid {
             bail!("{}: holds process {}, and the manifest says {}", path.display(), process.pid, m.pid);
         }
         saved.push(Saved { member: m.member, path, process, threads, regions });
     }
-    Ok(Generation { manifest, folder, saved, tables })
+    Ok(Generation { manifest, folder, saved, tables, ipc: objects })
 }
 
 /// Can this machine run what that one saved?

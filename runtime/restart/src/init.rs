@@ -8,14 +8,14 @@
 //! stopped: wait status as i32), `C` (continued), `W` + text (a warning), `E` + text (failed: all is over). From it: `K` + signal,
 //! for the first process; `F` + SIGCONT: the same, and its group gets the terminal's foreground.
 use crate::enter;
-use crate::memory::{SharedObjects, Stored, private_files};
+use crate::memory::{SharedObjects, Stored, huge_segments, private_files};
 use crate::sys::{self, SharedPage};
 use crate::tree::build::{self, NEXT_BARRIER, Place};
 use crate::tree::plan::{Id, Plan};
 use crate::{Generation, Options, Saved, attributes, coordinator, namespace};
 use anyhow::{Context, Result, anyhow};
 use slackwater_image::reader::Reader;
-use slackwater_objects::rebuild::{self, Computation, Prepared};
+use slackwater_objects::rebuild::{self, Computation, Prepared, ipc};
 use slackwater_protocol::client::Client;
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -96,8 +96,9 @@ impl Init<'_> {
         let options = self.object_options();
         let computation = Computation { tables: &g.tables, shared: &g.manifest.shared_descriptors, options: &options };
         let prepared = rebuild::prepare(&computation)?;
-        memory.rest(regions(), &prepared, self.options)?;
-        for warning in prepared.warnings() {
+        let mut segments = ipc::make(g.ipc.iter(), &huge_segments(regions())).map_err(|e| anyhow!(e))?;
+        memory.rest(regions(), &prepared, segments.segments(), self.options)?;
+        for warning in prepared.warnings().iter().chain(segments.warnings()) {
             say(self.channel, b'W', warning.as_bytes());
         }
 
@@ -114,7 +115,7 @@ impl Init<'_> {
             }
             Place::Init => {
                 sys::mask(libc::SIG_SETMASK, &ours);
-                self.watch(shared, &signals, client)
+                self.watch(shared, &signals, client, &mut segments)
             }
         }
     }
@@ -206,6 +207,7 @@ impl Init<'_> {
                 threads: &saved.threads,
                 regions: &saved.regions,
                 region_fds: &region_fds,
+                segments: behind.memory.segments(),
                 exe_fd: exe.as_ref().map(AsRawFd::as_raw_fd),
                 coordinator_fd: coordinator.as_raw_fd(),
                 member: saved.member,
@@ -270,7 +272,13 @@ impl Init<'_> {
         let _ = sys::kill(target, signal);
     }
 
-    fn watch(&self, shared: &SharedPage, signals: &OwnedFd, client: Client) -> Result<core::convert::Infallible> {
+    fn watch(
+        &self,
+        shared: &SharedPage,
+        signals: &OwnedFd,
+        client: Client,
+        segments: &mut ipc::Made,
+    ) -> Result<core::convert::Infallible> {
         let alive = build::alive(self.plan);
         if let Some(group) = self.foreground_group() {
             if self.foreground
@@ -344,6 +352,7 @@ impl Init<'_> {
             {
                 match coordinator::outcome(c) {
                     Some(Ok(())) => {
+                        segments.release();
                         say(self.channel, b'R', &[]);
                         client = None;
                     }

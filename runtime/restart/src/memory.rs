@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Default)]
 pub struct SharedObjects {
     made: BTreeMap<(u64, u64), OwnedFd>,
+    /// System V segments: size in bytes by number.
+    segments: BTreeMap<i32, u64>,
 }
 
 /// What one object is, over all regions that map it.
@@ -63,6 +65,19 @@ fn wanted<'a>(all: impl Iterator<Item = &'a Region>) -> BTreeMap<(u64, u64), Wan
     objects
 }
 
+/// The System V segment behind a region.
+pub fn segment(r: &Region) -> Option<i32> {
+    match &r.backing {
+        Backing::Shared(id) if r.flags & flag::SYSV != 0 => i32::try_from(id.ino).ok(),
+        _ => None,
+    }
+}
+
+/// System V segments in huge pages.
+pub fn huge_segments<'a>(regions: impl Iterator<Item = &'a Region>) -> Vec<i32> {
+    regions.filter(|r| r.flags & flag::HUGETLB != 0).filter_map(segment).collect()
+}
+
 /// Is this a name in memory (tmpfs), which does not outlive the machine?
 fn is_volatile(path: &str) -> bool {
     path.starts_with("/dev/shm/")
@@ -79,10 +94,10 @@ impl SharedObjects {
             }
             let path = options.map(&o.id.path);
             let file =
-                replace(&path, o.end).with_context(|| format!("making shared memory {} again", path.display()))?;
+                replace(&path, o.id.size).with_context(|| format!("making shared memory {} again", path.display()))?;
             made.insert(key, file.into());
         }
-        Ok(Self { made })
+        Ok(Self { made, segments: BTreeMap::new() })
     }
 
     /// After descriptors are prepared: everything else that is shared.
@@ -90,9 +105,13 @@ impl SharedObjects {
         &mut self,
         regions: impl Iterator<Item = &'a Region>,
         prepared: &Prepared<'_>,
+        segments: &BTreeMap<i32, u64>,
         options: &Options,
     ) -> Result<()> {
-        for (key, o) in wanted(regions) {
+        self.segments.clone_from(segments);
+        // Those are attached, not mapped.
+        let mapped = regions.filter(|r| segment(r).is_none_or(|id| !segments.contains_key(&id)));
+        for (key, o) in wanted(mapped) {
             if self.made.contains_key(&key) {
                 continue;
             }
@@ -108,7 +127,12 @@ impl SharedObjects {
         Ok(())
     }
 
-    /// The object behind a region.
+    /// System V segments, which are attached: size in bytes by number.
+    pub const fn segments(&self) -> &BTreeMap<i32, u64> {
+        &self.segments
+    }
+
+    /// The object behind a region; none behind what is attached.
     pub fn of(&self, region: &Region) -> Option<RawFd> {
         let Backing::Shared(id) = &region.backing else { return None };
         self.made.get(&(id.dev, id.ino)).map(AsRawFd::as_raw_fd)

@@ -1,7 +1,7 @@
-//! The namespaces that a restart runs in: pid and mount, and for those without privilege a user namespace.
+//! The namespaces that a restart runs in: pid, IPC and mount, and for those without privilege a user namespace.
 //!
 //! In a pid namespace of its own each process and thread can take its old number, whatever runs on this machine, and two
-//! copies of one image do not meet. Its /proc must be its own, so the mounts are as well; later mounts of the outside still
+//! copies of one image do not meet; System V IPC objects take theirs in an IPC namespace. Its /proc must be its own, so the mounts are as well; later mounts of the outside still
 //! come in (slave propagation). In the user namespace our own user and group keep their numbers, and no others exist.
 #![allow(unsafe_code)]
 use crate::sys;
@@ -21,12 +21,12 @@ pub enum Side {
 
 /// Forks process 1 of new namespaces. It has yet to call [`settle`].
 pub fn enter() -> Result<Side> {
-    let flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
+    let flags = (libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWNS) as u64;
     match sys::fork_as(flags, None) {
         Ok(0) => return Ok(Side::Init(false)),
         Ok(pid) => return Ok(Side::Outer(pid)),
         Err(e) if e.raw_os_error() == Some(libc::EPERM) => {}
-        Err(e) => return Err(e).context("no new pid namespace (clone3)"),
+        Err(e) => return Err(e).context("no new namespaces for processes, IPC and mounts (clone3)"),
     }
     match sys::fork_as(flags | libc::CLONE_NEWUSER as u64, None) {
         Ok(0) => Ok(Side::Init(true)),

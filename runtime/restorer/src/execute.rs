@@ -89,6 +89,13 @@ fn execute(o: &Op, step: u64) {
             let r = call(nr::MREMAP, [arg, len, len, 3, addr, 0]);
             check(r, b"mremap", step);
         }
+        op::SHMAT => {
+            let r = call(nr::SHMAT, [o.fd as usize, addr, o.flags as usize, 0, 0, 0]);
+            check(r, b"shmat", step);
+            if r as usize != addr {
+                die(b"shmat at the wrong place", step, 0);
+            }
+        }
         op::CLOSE => _ = call(nr::CLOSE, [o.fd as usize, 0, 0, 0, 0, 0]),
         op::COPY => {
             // SAFETY: arg lies in the blob, addr was mapped writable by an op before.

@@ -15,9 +15,9 @@ pub struct Op {
     pub len: u64,
     /// Protection (`MAP`, `PROTECT`), advice (`ADVISE`), source address (`MOVE`, `COPY`).
     pub arg: u64,
-    /// mmap flags.
+    /// mmap flags, shmat flags.
     pub flags: u64,
-    /// Descriptor (`MAP`, `READ`, `CLOSE`); `u64::MAX`: none.
+    /// Descriptor (`MAP`, `READ`, `CLOSE`; `u64::MAX`: none), number of a segment (`SHMAT`).
     pub fd: u64,
     /// Offset in the file.
     pub offset: u64,
@@ -47,6 +47,8 @@ pub mod op {
     pub const ZERO: u64 = 10;
     /// madvise(addr, len, MADV_POPULATE_WRITE) ahead of a READ; a refusal is ignored.
     pub const POPULATE: u64 = 11;
+    /// shmat(fd, addr, flags); must land at addr.
+    pub const SHMAT: u64 = 12;
 }
 
 /// One thread to make.

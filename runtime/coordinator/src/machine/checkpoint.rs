@@ -1,9 +1,9 @@
 //! One attempt at a checkpoint: Suspend, Round(Quiesce) again and again, Snapshot, Resume, Saved, commit; or its abort.
-use super::{Activity, Conn, Effect, Group, MAX_RETAKEN, Machine, Member};
+use super::{Activity, Conn, Effect, Group, MAX_RETAKEN, Machine, Member, savers};
 use slackwater_image::manifest;
 use slackwater_protocol::{
     command::{Figures, Phase, Reply},
-    message::{DescriptorKey, RoundKind, ToProcess},
+    message::{DescriptorKey, RoundKind, SharedRange, ToProcess},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,6 +43,8 @@ pub(super) struct Saved {
 struct Part {
     manifest: (u64, i32, i32, String, String),
     name: String,
+    /// What it may share with others.
+    shared: Vec<SharedRange>,
     suspended: bool,
     snapshotted: bool,
     resume_sent: bool,
@@ -197,6 +199,7 @@ impl Machine {
         let part = Part {
             manifest: (member.number, member.pid, member.ppid, member.exe.clone(), member.host.clone()),
             name: member.name(),
+            shared: Vec::new(),
             suspended: false,
             snapshotted: false,
             resume_sent: false,
@@ -227,13 +230,20 @@ impl Machine {
         }
     }
 
-    pub(super) fn suspended(&mut self, conn: Conn, generation: u64, descriptors: Vec<DescriptorKey>) {
+    pub(super) fn suspended(
+        &mut self,
+        conn: Conn,
+        generation: u64,
+        descriptors: Vec<DescriptorKey>,
+        shared: Vec<SharedRange>,
+    ) {
         let Some(checkpoint) = self.attempt(generation) else { return };
         if !matches!(checkpoint.stage, Stage::Suspend) || !checkpoint.awaited.remove(&conn) {
             return;
         }
         let Some(part) = checkpoint.parts.get_mut(&conn) else { return };
         part.suspended = true;
+        part.shared = shared;
         let (number, pid, ..) = part.manifest;
         let woken = part.stop;
         let descriptors = descriptors.into_iter().map(|d| (d.fd, d.dev, d.ino)).collect();
@@ -562,9 +572,17 @@ impl Machine {
         checkpoint.awaited = checkpoint.parts.keys().copied().collect();
         let (generation, sync) = (checkpoint.generation, sync || checkpoint.kill);
         let folder = format!("{dir}/{}", manifest::partial_name(generation));
-        for conn in checkpoint.awaited.clone() {
+        let reports: Vec<_> = checkpoint
+            .parts
+            .iter_mut()
+            .map(|(&conn, part)| (conn, part.manifest.4.clone(), std::mem::take(&mut part.shared)))
+            .collect();
+        let conns: Vec<_> = reports.iter().map(|(conn, ..)| *conn).collect();
+        let elsewhere =
+            savers::elsewhere(&reports.into_iter().map(|(_, host, shared)| (host, shared)).collect::<Vec<_>>());
+        for (conn, elsewhere) in conns.into_iter().zip(elsewhere) {
             let folder = folder.clone();
-            self.emit(Effect::Send(conn, ToProcess::Snapshot { generation, folder, sync, codec }));
+            self.emit(Effect::Send(conn, ToProcess::Snapshot { generation, folder, sync, codec, elsewhere }));
         }
         self.progress();
     }

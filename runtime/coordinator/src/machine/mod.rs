@@ -11,6 +11,7 @@
 mod checkpoint;
 mod event;
 mod restart;
+mod savers;
 mod store;
 
 pub use event::{Conn, Effect, Group, Input, Token};
@@ -294,11 +295,11 @@ impl Machine {
                     member.exec = Some(token);
                 }
             }
-            FromProcess::Suspended { generation, threads, descriptors } => {
+            FromProcess::Suspended { generation, threads, descriptors, shared } => {
                 if let Some(member) = self.members.get_mut(&conn) {
                     member.threads = threads;
                 }
-                self.suspended(conn, generation, descriptors);
+                self.suspended(conn, generation, descriptors, shared);
             }
             FromProcess::RoundDone { kind, round, again, publish } => {
                 self.round_done(conn, kind, round, again, publish);

@@ -197,7 +197,7 @@ pub fn live(mut client: Client, behaviour: &Behaviour, tell: &Sender<Seen>) {
                     before(pid);
                 }
                 let descriptors = behaviour.descriptors.clone();
-                client.send(&FromProcess::Suspended { generation, threads: 3, descriptors }).unwrap();
+                client.send(&FromProcess::Suspended { generation, threads: 3, descriptors, shared: vec![] }).unwrap();
             }
             ToProcess::Round { kind, round, .. } => {
                 if round == behaviour.again && !behaviour.query.is_empty() {

@@ -21,6 +21,7 @@ pub fn all() -> Vec<Case> {
         with("gdb-attaches", "normal", &["counter"], gdb_attaches),
         with("damaged-image", "normal", &["counter"], damaged_image),
         with("sparse-costs-nothing", "quick", &["sparse"], sparse_costs_nothing),
+        with("shared-once", "normal", &["shared"], shared_once),
         with("interval", "normal", &["counter"], interval),
     ];
     // A file system of our own is mounted: the guest is the place for it.
@@ -424,6 +425,17 @@ fn sparse_costs_nothing() -> Result<()> {
     let checkpoint = computation.checkpoint(&[])?;
     let bytes: u64 = fs::read_dir(&checkpoint.path)?.filter_map(|e| e.ok()?.metadata().ok()).map(|m| m.len()).sum();
     ensure!(bytes < 4 << 20, "the generation has {bytes} bytes");
+    computation.finish()
+}
+
+/// Three processes share 16 MiB of memory that cannot be compressed: one of them saves it.
+fn shared_once() -> Result<()> {
+    let mut computation = Computation::new(Mode::Pipe)?;
+    computation.launch(&program("shared")?)?;
+    computation.wait_line("beat")?;
+    let checkpoint = computation.checkpoint(&[])?;
+    let bytes: u64 = fs::read_dir(&checkpoint.path)?.filter_map(|e| e.ok()?.metadata().ok()).map(|m| m.len()).sum();
+    ensure!((16 << 20..24 << 20).contains(&bytes), "the generation has {bytes} bytes");
     computation.finish()
 }
 

@@ -7,7 +7,7 @@ use super::{CaptureError, Result};
 use crate::model::{Contents, File, Kind, Lock, LockClass, Memfd};
 
 /// A file without a name is saved in the image up to this many bytes (holes do not count).
-const NAMELESS_LIMIT: u64 = 1 << 30;
+pub const NAMELESS_LIMIT: u64 = 1 << 30;
 /// Files in places that do not last are saved too, so that they can be made again, up to so many bytes: shared memory, and
 /// what programs keep in session directories.
 const VOLATILE: [(&[u8], u64); 4] =

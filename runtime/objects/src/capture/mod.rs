@@ -17,9 +17,12 @@ use crate::model::{Descriptor, Kind, Open, Owner, Table};
 mod anon;
 mod fdinfo;
 mod file;
+mod ipc;
 mod pipe;
 mod tty;
 mod watch;
+
+pub use ipc::{Mapped, fill_ipc, survey_ipc};
 
 /// Why a process cannot be checkpointed as it is; the program runs on.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,6 +13,7 @@ use crate::model::{Kind, Open, Table};
 mod file;
 mod group;
 mod install;
+pub mod ipc;
 mod make;
 mod os;
 mod outside;

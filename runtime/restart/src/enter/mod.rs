@@ -5,6 +5,7 @@
 mod blob;
 mod hole;
 mod plan;
+mod segments;
 mod vdso;
 
 use anyhow::{Context, Result, bail};
@@ -13,7 +14,10 @@ use slackwater_image::{
     reader::Reader,
 };
 use slackwater_restorer::plan::RestartInfo;
-use std::{collections::HashMap, os::fd::RawFd};
+use std::{
+    collections::{BTreeMap, HashMap},
+    os::fd::RawFd,
+};
 
 /// One process, ready to come back.
 #[derive(Debug)]
@@ -29,6 +33,8 @@ pub struct Entry<'a> {
     /// For each region that maps a file or shared memory: index of the region -> open descriptor, with the access that the
     /// mapping needs (read-write for a shared one with `flag::MAYWRITE`). They are closed on the way.
     pub region_fds: &'a HashMap<usize, RawFd>,
+    /// System V segments that exist: size in bytes, by number.
+    pub segments: &'a BTreeMap<i32, u64>,
     /// /proc/self/exe of the restored process; None leaves the restart command's.
     pub exe_fd: Option<RawFd>,
     /// Connected, authenticated, joined.

@@ -6,6 +6,7 @@
 use super::{
     Entry,
     hole::{self, Here},
+    segments,
     vdso::{self, Vdso},
 };
 use anyhow::{Context, Result, bail};
@@ -164,14 +165,18 @@ fn memory(entry: &Entry, content: &Content, ops: &mut Vec<Op>) -> Result<()> {
     let image_fd = entry.image.file().as_raw_fd() as u64;
     let mut protect = Vec::new();
     for (i, r) in entry.regions.iter().enumerate() {
-        let mut o = map(i, r, entry)?;
         let prot = u64::from(r.prot);
+        let segment = segments::of(r, entry.segments);
         let writable = !matches!(r.backing, Backing::Shared(_)) || r.flags & flag::MAYWRITE != 0;
-        o.arg = if has_content(chunks, r.range) && writable { prot | READ | WRITE } else { prot };
-        if o.arg != prot {
+        let first = if has_content(chunks, r.range) && writable { prot | READ | WRITE } else { prot };
+        if first != prot {
             protect.push(Op { arg: prot, ..new(op::PROTECT, r.range) });
         }
-        ops.push(o);
+        match segment {
+            // It is attached already.
+            Some(_) => ops.push(Op { arg: first, ..new(op::PROTECT, r.range) }),
+            None => ops.push(Op { arg: first, ..map(i, r, entry)? }),
+        }
         ops.extend(early_advice(r));
     }
     for (i, c) in chunks.iter().enumerate() {
@@ -261,6 +266,7 @@ pub fn draft(entry: &Entry, content: &Content, here: &Here, vdso: &Vdso) -> Resu
             ops.push(Op { arg: READ | libc::PROT_EXEC as u64, ..new(op::PROTECT, *at) });
         }
     }
+    segments::attach(entry, &hop, here.top, &mut taken, &mut ops)?;
     memory(entry, content, &mut ops)?;
     let mut threads: Vec<ThreadPlan> = entry
         .threads

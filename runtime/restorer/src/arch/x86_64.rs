@@ -102,6 +102,7 @@ pub mod nr {
     pub const PREAD64: usize = 17;
     pub const MREMAP: usize = 25;
     pub const MADVISE: usize = 28;
+    pub const SHMAT: usize = 30;
     pub const MLOCK: usize = 149;
     pub const PRCTL: usize = 157;
     pub const ARCH_PRCTL: usize = 158;
