@@ -2,7 +2,7 @@
 //! it, by reading /proc/self/pagemap otherwise. Sparse reservations cost nothing either way but the walk of their page
 //! tables.
 use crate::sys::{self, Errno, Fd};
-use alloc::{format, string::String, vec, vec::Vec};
+use alloc::{format, string::String};
 
 /// Bytes of a page on x86-64.
 pub const PAGE: u64 = 4096;
@@ -88,7 +88,8 @@ impl<'a> Pagemap<'a> {
     ) -> Result<(), E> {
         let bad = |e: Errno| E::from(format!("/proc/self/pagemap at {start:#x}: {e}"));
         if self.scan {
-            let mut out = vec![[0u64; 3]; 512];
+            // On the stack: this is called for each region, and scratch memory is never given back.
+            let mut out = [[0u64; 3]; 512];
             let mut at = start;
             let mut held: Option<(u64, u64)> = None;
             while at < end {
@@ -117,8 +118,8 @@ impl<'a> Pagemap<'a> {
         kind: Kind,
         mut f: impl FnMut(u64, u64) -> Result<(), E>,
     ) -> Result<(), E> {
-        const BATCH: u64 = 1 << 14;
-        let mut entries: Vec<u64> = vec![0; BATCH as usize];
+        const BATCH: u64 = 1 << 11;
+        let mut entries = [0u64; BATCH as usize];
         let mut held: Option<(u64, u64)> = None;
         let mut at = start;
         while at < end {

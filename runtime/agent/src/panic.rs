@@ -24,7 +24,10 @@ fn panic(info: &core::panic::PanicInfo) -> ! {
         }
     }
     loop {
-        // SAFETY: SIGABRT, as abort(3).
-        _ = unsafe { sc!(tgkill, sys::getpid(), sys::gettid(), libc::SIGABRT) };
+        // SAFETY: SIGABRT, as abort(3); where that is blocked (in the child that writes an image) the end by exit.
+        unsafe {
+            _ = sc!(tgkill, sys::getpid(), sys::gettid(), libc::SIGABRT);
+            _ = sc!(exit_group, 134);
+        }
     }
 }
