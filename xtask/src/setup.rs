@@ -10,7 +10,7 @@ use std::process::Command;
 
 /// Debian packages, by what needs them.
 const PACKAGES: &[(&str, &str)] = &[
-    ("the build", "gcc libc6-dev lld pkg-config"),
+    ("the build", "gcc libc6-dev lld pkg-config libclang-dev"),
     ("the guest's kernel", "make flex bison bc xz-utils busybox-static"),
     ("the guest", "iproute2 util-linux procps coreutils bash"),
     ("verbs", "rdma-core ibverbs-providers ibverbs-utils rdmacm-utils perftest libibverbs-dev librdmacm-dev"),
