@@ -73,13 +73,30 @@ fn posix_timers() -> Vec<PosixTimer> {
     out
 }
 
+/// /proc/PID/stat of a child; of one that is on its way out (it may have left the computation already) once it is a zombie:
+/// else it would be neither a process nor a zombie of the image, and its parent would wait for nobody.
+fn settled(path: &core::ffi::CStr) -> Option<Vec<u8>> {
+    const PF_EXITING: u64 = 4;
+    loop {
+        let stat = sys::read_file(path).ok()?;
+        let close = stat.iter().rposition(|&c| c == b')')?;
+        let fields: Vec<&[u8]> = stat[close + 2..].split(|&c| c == b' ').collect();
+        // Fields 3 state, 9 flags.
+        if matches!(fields.first()?, [b'Z' | b'X']) || dec(fields.get(6)?) & PF_EXITING == 0 {
+            return Some(stat);
+        }
+        // SAFETY: no arguments.
+        _ = unsafe { sc!(sched_yield) };
+    }
+}
+
 fn zombies(tids: &[i32]) -> Vec<Zombie> {
     let mut info = [0u8; SIGINFO];
     let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-    // SAFETY: info is a siginfo.
-    _ = unsafe { sc!(waitid, libc::P_ALL, 0, info.as_mut_ptr(), flags, 0) };
     let mut out: Vec<Zombie> = Vec::new();
-    if info[0] == 0 {
+    // SAFETY: info is a siginfo.
+    if unsafe { sc!(waitid, libc::P_ALL, 0, info.as_mut_ptr(), flags, 0) }.is_err() {
+        // No children at all.
         return out;
     }
     for tid in tids {
@@ -88,7 +105,7 @@ fn zombies(tids: &[i32]) -> Vec<Zombie> {
         for pid in text.split(|&c| c == b' ').filter(|p| !p.is_empty()) {
             let pid = dec(pid) as i32;
             let Ok(path) = CString::new(format!("/proc/{pid}/stat")) else { continue };
-            let Ok(stat) = sys::read_file(&path) else { continue };
+            let Some(stat) = settled(&path) else { continue };
             let Some(close) = stat.iter().rposition(|&c| c == b')') else { continue };
             let f: Vec<&[u8]> = stat[close + 2..].trim_ascii_end().split(|&c| c == b' ').collect();
             // Fields 3 state, 5 pgrp, 6 session, 38 exit_signal, 52 exit_code.
