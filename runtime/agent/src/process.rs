@@ -77,12 +77,15 @@ fn posix_timers() -> Vec<PosixTimer> {
 /// else it would be neither a process nor a zombie of the image, and its parent would wait for nobody.
 fn settled(path: &core::ffi::CStr) -> Option<Vec<u8>> {
     const PF_EXITING: u64 = 4;
+    /// An exit that hangs (in a driver's close) must not hold the world: the child is left out then.
+    const PATIENCE_NS: u64 = 1_000_000_000;
+    let end = sys::now_ns() + PATIENCE_NS;
     loop {
         let stat = sys::read_file(path).ok()?;
         let close = stat.iter().rposition(|&c| c == b')')?;
         let fields: Vec<&[u8]> = stat[close + 2..].split(|&c| c == b' ').collect();
         // Fields 3 state, 9 flags.
-        if matches!(fields.first()?, [b'Z' | b'X']) || dec(fields.get(6)?) & PF_EXITING == 0 {
+        if matches!(fields.first()?, [b'Z' | b'X']) || dec(fields.get(6)?) & PF_EXITING == 0 || sys::now_ns() > end {
             return Some(stat);
         }
         // SAFETY: no arguments.
