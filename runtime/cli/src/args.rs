@@ -67,6 +67,18 @@ pub enum Command {
         #[arg(long)]
         no_verify: bool,
     },
+    /// Find out whether this user can checkpoint and restart on this machine, and what to change
+    ///
+    /// A shell is launched, checkpointed, killed and restarted on the disk of DIR; nothing stays behind.
+    Doctor {
+        #[command(flatten)]
+        dir: Dir,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+        /// A program of which is asked, too, whether it can be launched
+        program: Option<OsString>,
+    },
 }
 
 /// The handle of a computation.

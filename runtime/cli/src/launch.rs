@@ -52,7 +52,7 @@ fn rand_token() -> Result<u64> {
 }
 
 /// `$SLACKWATER_LIB`, or the library beside this executable, or in ../lib/slackwater.
-fn library(own: &Path) -> Result<PathBuf> {
+pub fn library(own: &Path) -> Result<PathBuf> {
     if let Some(path) = env::var_os(names::ENV_LIB).filter(|path| !path.is_empty()) {
         return preloadable(Path::new(&path));
     }

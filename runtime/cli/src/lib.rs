@@ -8,6 +8,7 @@ mod args;
 mod check;
 mod command;
 mod coordinator;
+mod doctor;
 mod inspect;
 mod launch;
 mod restart;
@@ -34,6 +35,7 @@ pub fn run() -> i32 {
         args::Command::Status { dir, json } => command::status(&dir.dir, json),
         args::Command::Kill { dir } => command::kill(&dir.dir),
         args::Command::Coordinator { dir, options, daemon } => coordinator::run(&dir.dir, options, daemon),
+        args::Command::Doctor { dir, json, program } => doctor::doctor(&dir.dir, json, program.as_ref()),
         args::Command::Inspect { image, json, no_verify } => inspect::inspect(&image, json, !no_verify),
     };
     // Nobody else does: the standard library flushes at the end of its own main only.

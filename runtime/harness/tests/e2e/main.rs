@@ -7,6 +7,7 @@
 
 mod cases;
 mod counter;
+mod doctor;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use slackwater_harness::{Mode, Program, in_guest, scenario};
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         Ok(mut cases) => {
             cases.extend(cases::all());
             cases.extend(counter::all());
+            cases.extend(doctor::all());
             cases
         }
         Err(error) => {
