@@ -68,6 +68,9 @@ fn build(work: &Path, folder: &Path) -> Result<()> {
             crate::setup::update()?;
             run::step(Command::new("apt-get").args(["download", "-q", SOURCE]).current_dir(work))
         })
+        .with_context(|| {
+            format!("{SOURCE} comes from Debian 12's security suite: apt's sources need `bookworm-security main`")
+        })
         .context("cannot fetch the kernel's source package")?;
     let package = fs::read_dir(work)?
         .filter_map(|e| e.ok().map(|e| e.path()))
