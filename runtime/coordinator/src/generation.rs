@@ -1,5 +1,6 @@
 //! Generations on disk. A generation is written to `generation-N.partial/` and becomes `generation-N/` by one rename,
 //! after everything in it, and before the folder that holds it, has been synced: it is there as a whole or not at all.
+use rustix::time::ClockId;
 use slackwater_image::{
     generations,
     manifest::{Manifest, folder_name, partial_name},
@@ -49,6 +50,12 @@ pub(crate) fn remove_partial(dir: &Path, generation: u64) -> Result<(), String> 
     }
 }
 
+/// What a clock shows, in microseconds.
+pub(crate) fn clock_us(id: ClockId) -> u64 {
+    let time = rustix::time::clock_gettime(id);
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0) / 1000
+}
+
 /// Makes the generation durable and gives it its final name.
 pub(crate) fn commit(dir: &Path, manifest: &mut Manifest) -> Result<(), String> {
     let partial = dir.join(partial_name(manifest.generation));
@@ -66,6 +73,11 @@ pub(crate) fn commit(dir: &Path, manifest: &mut Manifest) -> Result<(), String> 
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     manifest.created_unix_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    if let Some(clocks) = &mut manifest.clocks {
+        // The two differ by the time that this machine was suspended.
+        let suspended = clock_us(ClockId::Boottime).saturating_sub(clock_us(ClockId::Monotonic));
+        clocks.boottime_us = clocks.monotonic_us + suspended;
+    }
     manifest.write(&partial).map_err(|error| error.to_string())?;
     File::open(&partial).and_then(|folder| folder.sync_all()).map_err(|error| at(&partial, &error))?;
     let last = dir.join(folder_name(manifest.generation));

@@ -12,7 +12,7 @@ use crate::{
     process::{self, Found, Handle},
     shared,
 };
-use rustix::process::Signal;
+use rustix::{process::Signal, time::ClockId};
 use slackwater_image::manifest::folder_name;
 use slackwater_protocol::{
     command::{Reply, Status},
@@ -65,12 +65,14 @@ pub fn run(claim: Claim, options: &Options) -> io::Result<()> {
             folder: claim.dir.to_string_lossy().into_owned(),
             plugins: options.plugins.iter().map(|path| path.to_string_lossy().into_owned()).collect(),
         };
-        let (machine, effects) = Machine::new(settings, 0);
+        let base = generation::clock_us(ClockId::Monotonic);
+        let (machine, effects) = Machine::new(settings, base);
         let mut server = Server {
             dir: claim.dir.clone(),
             keep: options.keep,
             machine,
             started: Instant::now(),
+            base,
             events,
             outs: HashMap::new(),
             writers: Vec::new(),
@@ -141,7 +143,9 @@ struct Server {
     dir: PathBuf,
     keep: Option<u32>,
     machine: Machine,
+    /// The machine's clock is CLOCK_MONOTONIC: `base` microseconds when this began.
     started: Instant,
+    base: u64,
     events: UnboundedSender<Event>,
     outs: HashMap<Conn, UnboundedSender<Out>>,
     writers: Vec<JoinHandle<()>>,
@@ -162,7 +166,8 @@ struct Server {
 impl Server {
     async fn run(&mut self, mut queue: UnboundedReceiver<Event>) {
         while !self.done {
-            let deadline = self.machine.deadline().map(|at| self.started + Duration::from_micros(at));
+            let deadline =
+                self.machine.deadline().map(|at| self.started + Duration::from_micros(at.saturating_sub(self.base)));
             let event = match deadline {
                 None => queue.recv().await,
                 Some(deadline) => tokio::select! {
@@ -195,7 +200,7 @@ impl Server {
         }
         self.inputs.push_back(input);
         while let Some(input) = self.inputs.pop_front() {
-            let now = micros(self.started.elapsed());
+            let now = self.base + micros(self.started.elapsed());
             let effects = self.machine.step(now, input);
             self.apply(effects);
         }

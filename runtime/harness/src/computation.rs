@@ -82,6 +82,8 @@ pub struct Computation {
     kit: Option<Kit>,
     mode: Mode,
     env: Vec<(String, String)>,
+    /// Words before the command that starts the program.
+    under: Vec<String>,
     running: Option<Running>,
 }
 
@@ -111,12 +113,17 @@ impl Computation {
         }
         let stop = folder.path().join("stop");
         let env = vec![("SW_STOP".to_owned(), stop.to_string_lossy().into_owned())];
-        Ok(Self { folder, kit: None, mode, env, running: None })
+        Ok(Self { folder, kit: None, mode, env, under: Vec::new(), running: None })
     }
 
     /// Sets an environment variable of the program.
     pub fn env(&mut self, name: &str, value: &str) {
         self.env.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// From now on, what starts the program is run by this command (`unshare ...`); nothing: by itself.
+    pub fn under(&mut self, words: &[&str]) {
+        self.under = words.iter().map(|&word| word.to_owned()).collect();
     }
 
     /// The test's own folder: scratch files may go here.
@@ -356,7 +363,7 @@ impl Computation {
 
     fn start(&mut self, words: &[String]) -> Result<()> {
         ensure!(self.running.is_none(), "it runs already");
-        let words = self.words(words);
+        let words = self.words(&[&self.under, words].concat());
         let (program, args) = words.split_first().context("no command")?;
         let env = self.env.iter().map(|(n, v)| (n.as_str(), v.as_str()));
         let (child, out, err, terminal) = if self.mode == Mode::Pty {

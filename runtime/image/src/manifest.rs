@@ -38,6 +38,18 @@ pub struct Manifest {
     /// Names of the plugins that were at work.
     #[serde(default)]
     pub plugins: Vec<String>,
+    /// What the clocks showed at the cut; none in generations of older versions.
+    #[serde(default)]
+    pub clocks: Option<Clocks>,
+}
+
+/// Clocks which a boot begins anew, as the computation saw them (clock_gettime(2)), in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clocks {
+    /// CLOCK_MONOTONIC.
+    pub monotonic_us: u64,
+    /// CLOCK_BOOTTIME.
+    pub boottime_us: u64,
 }
 
 /// One process of a generation.

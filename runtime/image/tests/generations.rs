@@ -2,7 +2,7 @@
 use slackwater_image::{
     generations::{self, GenerationError},
     layout::{FORMAT, Version},
-    manifest::{FolderName, MANIFEST, Manifest, Member, folder_name, parse_folder_name, partial_name},
+    manifest::{Clocks, FolderName, MANIFEST, Manifest, Member, folder_name, parse_folder_name, partial_name},
 };
 use std::{fs, os::unix::fs::PermissionsExt};
 
@@ -27,6 +27,7 @@ fn manifest() -> Manifest {
         shared_descriptors: vec![vec![(0, 3), (1, 3)]],
         note: String::new(),
         plugins: vec!["socket".into()],
+        clocks: Some(Clocks { monotonic_us: 5, boottime_us: 6 }),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::memory::{SharedObjects, Stored, huge_segments, private_files};
 use crate::sys::{self, SharedPage};
 use crate::tree::build::{self, NEXT_BARRIER, Place};
 use crate::tree::plan::{Id, Plan};
-use crate::{Generation, Options, Saved, attributes, coordinator, namespace};
+use crate::{Generation, Options, Saved, attributes, clocks, coordinator, namespace};
 use anyhow::{Context, Result, anyhow};
 use slackwater_image::reader::Reader;
 use slackwater_objects::rebuild::{self, Computation, Prepared, ipc};
@@ -89,6 +89,12 @@ impl Init<'_> {
         let regions = || g.saved.iter().flat_map(|s| &s.regions);
         let stored = Stored::find(regions(), self.options)?;
         for warning in &stored.warnings {
+            say(self.channel, b'W', warning.as_bytes());
+        }
+        // Before the coordinator: its clock is what the next generation records.
+        if let Some(clocks) = g.manifest.clocks
+            && let Some(warning) = clocks::go_on(clocks)
+        {
             say(self.channel, b'W', warning.as_bytes());
         }
         let (place, client) = self.start_coordinator()?;

@@ -14,6 +14,7 @@
 #![deny(unsafe_code)]
 
 mod attributes;
+mod clocks;
 mod coordinator;
 mod cpu;
 pub mod enter;

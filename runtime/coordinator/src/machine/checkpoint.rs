@@ -75,6 +75,8 @@ pub(super) struct Checkpoint {
     shared: Option<Vec<Group>>,
     /// All run again; set once.
     runs: bool,
+    /// When nobody ran any more.
+    cut: u64,
     notes: BTreeSet<String>,
     figures: Figures,
     /// When it was asked for, when this attempt and when this stage began.
@@ -168,6 +170,7 @@ impl Machine {
             descriptors: Vec::new(),
             shared: None,
             runs: false,
+            cut: 0,
             notes: BTreeSet::new(),
             figures: Figures { generation, retaken, ..Figures::default() },
             asked,
@@ -569,6 +572,7 @@ impl Machine {
         let Some(checkpoint) = self.checkpoint() else { return };
         checkpoint.stage = Stage::Snapshot;
         checkpoint.since = now;
+        checkpoint.cut = now;
         checkpoint.awaited = checkpoint.parts.keys().copied().collect();
         let (generation, sync) = (checkpoint.generation, sync || checkpoint.kill);
         let folder = format!("{dir}/{}", manifest::partial_name(generation));
@@ -611,6 +615,8 @@ impl Machine {
             shared_descriptors: checkpoint.shared.take().unwrap_or_default(),
             note: checkpoint.notes.iter().cloned().collect::<Vec<_>>().join("\n"),
             plugins,
+            // Rounded up: nobody may have read a later time. The shell knows the other clock.
+            clocks: Some(manifest::Clocks { monotonic_us: checkpoint.cut + 1, boottime_us: 0 }),
         }
     }
 

@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod cases;
+mod clocks;
 mod counter;
 mod doctor;
 
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
     let cases = match programs() {
         Ok(mut cases) => {
             cases.extend(cases::all());
+            cases.extend(clocks::all());
             cases.extend(counter::all());
             cases.extend(doctor::all());
             cases
