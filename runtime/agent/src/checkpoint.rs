@@ -8,9 +8,9 @@ use crate::{
     descriptors::Survey,
     follow::gate,
     freeze::{self, Facts, Writing, Written},
-    maps, plugins,
+    init, maps, plugins,
     plugins::Event,
-    process, stop,
+    process, relay, stop,
     sys::{self, Fd},
 };
 use alloc::{
@@ -41,17 +41,11 @@ static NOTE: Note = Note(UnsafeCell::new(RestartInfo::ZERO));
 /// Generations finished, and how: what `slackwater_checkpoint` waits for.
 static FINISHED: AtomicU32 = AtomicU32::new(0);
 static LAST_RESULT: AtomicI32 = AtomicI32::new(0);
-static THREAD: AtomicI32 = AtomicI32::new(0);
 static MEMBER: AtomicU64 = AtomicU64::new(0);
 
 /// Number of this process in the computation; 0: it has not joined yet.
 pub fn member() -> u64 {
     MEMBER.load(Relaxed)
-}
-
-/// Is the caller the checkpoint thread?
-pub fn is_checkpoint_thread() -> bool {
-    THREAD.load(Relaxed) == sys::gettid()
 }
 
 /// The checkpoint thread's own state.
@@ -91,13 +85,19 @@ fn send(message: &FromProcess) -> Result<(), String> {
     conn::with(|c| c.send(message))
 }
 
-fn receive() -> Result<ToProcess, String> {
+/// The coordinator's next message.
+///
+/// # Errors
+/// It is gone.
+pub fn receive() -> Result<ToProcess, String> {
     loop {
+        relay::serve();
         if let Some(m) = conn::with(Connection::buffered)? {
             return Ok(m);
         }
-        conn::wait_readable(None);
-        conn::with(Connection::fill)?;
+        if conn::wait_readable(None).0 {
+            conn::with(Connection::fill)?;
+        }
     }
 }
 
@@ -154,8 +154,9 @@ fn report_saved(member: u64, generation: u64, result: Written) -> Result<(), Str
 /// The image that is being written, for the child that writes it: (member, generation).
 static WRITING: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 
-/// In the child. No other thread is here that could hold the connection's lock: it is given up before.
+/// In the child, with the image written. No other thread is here that could hold the connection's lock, or listen.
 fn child_reports(result: Written) -> Result<(), String> {
+    relay::listen();
     conn::unlock_in_child();
     report_saved(WRITING[0].load(Relaxed), WRITING[1].load(Relaxed), result)
 }
@@ -163,7 +164,6 @@ fn child_reports(result: Written) -> Result<(), String> {
 impl Keeper {
     /// For the checkpoint thread of a process that has joined as `member`.
     pub fn new(member: u64) -> Self {
-        THREAD.store(sys::gettid(), Relaxed);
         MEMBER.store(member, Relaxed);
         Self { member, generation: 0, writing: None, fragile: Vec::new() }
     }
@@ -185,6 +185,7 @@ impl Keeper {
     }
 
     fn step(&mut self) -> Result<(), String> {
+        relay::serve();
         if let Some(m) = conn::with(Connection::buffered)? {
             return self.handle(m);
         }
@@ -269,7 +270,7 @@ impl Keeper {
         let member = self.member;
         let event = |event, round| plugins::dispatch(event, round, member, generation);
         let mut survey = Survey::default();
-        let outcome = event(Event::Suspended, 0).and_then(|_| survey.take(&protected()));
+        let outcome = event(Event::Suspended, 0).and_then(|_| stop::as_program(|| survey.take(&protected()))?);
         match outcome {
             Ok((descriptors, shared)) => {
                 let threads = threads.tids.len() as u32;
@@ -281,7 +282,8 @@ impl Keeper {
             match receive() {
                 Ok(ToProcess::Round { kind: kind @ RoundKind::Quiesce, round, members }) => {
                     plugins::set_members(members.into());
-                    let again = event(Event::Quiesce, round).map(|again| again | !survey.quiet());
+                    let again = event(Event::Quiesce, round)
+                        .and_then(|again| Ok(again | !stop::as_program(|| survey.quiet())?));
                     if let Err(e) = round_done(kind, round, generation, again) {
                         break Err(e);
                     }
@@ -334,7 +336,7 @@ impl Keeper {
         plugins::dispatch(Event::Save, 0, self.member, generation)?;
         let protected = protected();
         let Wish { folder, sync, codec, elsewhere } = wish;
-        let sections = survey.fill(&protected, &elsewhere)?;
+        let sections = stop::as_program(|| survey.fill(&protected, &elsewhere))??;
         let (vdso, vvar) = maps::vdso()?;
         let path = format!("{folder}/{}", self.file_name());
         let c_path = CString::new(path.as_str()).map_err(|e| e.to_string())?;
@@ -391,7 +393,8 @@ impl Keeper {
         self.writing = None;
         self.member = note.member;
         MEMBER.store(note.member, Relaxed);
-        crate::init::adopt(note)?;
+        init::adopt(note)?;
+        leave_program_table()?;
         finished(1);
         let generation = note.generation;
         let result = loop {
@@ -424,9 +427,19 @@ fn round_done(kind: RoundKind, round: u32, generation: u64, again: Result<bool, 
     })
 }
 
-/// Descriptors that are not the program's.
+/// Descriptors in the program's table that are not the program's.
 fn protected() -> Vec<i32> {
     let mut p = plugins::protected();
-    p.extend(conn::descriptor());
+    if !init::is_bare() {
+        p.extend(conn::descriptor());
+    }
     p
+}
+
+/// The restorer makes all threads with one descriptor table. The checkpoint thread takes the connection into its own.
+fn leave_program_table() -> Result<(), String> {
+    let Some(fd) = conn::descriptor().filter(|_| init::is_bare()) else { return Ok(()) };
+    sys::own_table(&mut [fd]).map_err(|e| format!("a descriptor table of its own: {e}"))?;
+    // SAFETY: the program's copy of a descriptor that `restart` left for us.
+    stop::as_program(|| _ = unsafe { sc!(close, fd) })
 }

@@ -1,9 +1,14 @@
-//! The connection to the coordinator: a blocking TCP socket, used by the checkpoint thread alone (and by wrappers that
-//! announce births, under [`Connection`]'s lock).
+//! The connection to the coordinator: a blocking TCP socket, used by the checkpoint thread, and by wrappers that announce births.
 //!
-//! Rules: raw system calls and the arena only. The descriptor has a high number; since a program may close what it did not
-//! open, its identity is checked before each use.
-use crate::sys::{self, Errno};
+//! Its descriptor is in the checkpoint thread's own table, out of the program's reach, and others use it through [`relay`];
+//! where there are plugins that thread shares the program's table, and all use it under a lock. There the descriptor has a high
+//! number, and since a program may close what it did not open, its identity is checked before each use.
+//!
+//! Rules: raw system calls and the arena only.
+use crate::{
+    init, relay,
+    sys::{self, Errno},
+};
 use alloc::{
     format,
     string::{String, ToString},
@@ -27,8 +32,12 @@ pub struct Connection {
     decoder: Decoder,
 }
 
-/// Moves a descriptor to a high number, out of the way of programs that expect the lowest free one, with CLOEXEC.
+/// Moves a descriptor of the checkpoint thread's to a high number, out of the way of programs that expect the lowest free
+/// one, with CLOEXEC; in a table of its own it may stay.
 pub fn move_high(fd: i32) -> sys::Result<i32> {
+    if init::is_bare() {
+        return Ok(fd);
+    }
     let mut limit = [0u64; 2];
     // SAFETY: limit is a struct rlimit.
     unsafe { sc!(prlimit64, 0, libc::RLIMIT_NOFILE, 0, limit.as_mut_ptr()) }?;
@@ -194,16 +203,33 @@ fn locked<R>(f: impl FnOnce(&mut Option<Connection>) -> R) -> R {
 /// # Errors
 /// There is none, or `f`'s.
 pub fn with<R>(f: impl FnOnce(&mut Connection) -> Result<R, String>) -> Result<R, String> {
-    locked(|c| match c {
-        Some(c) => f(c),
-        None => Err("not connected to a coordinator".to_string()),
-    })
+    let none = || Err("not connected to a coordinator".to_string());
+    let on_it = || {
+        locked(|c| match c {
+            Some(c) => f(c),
+            None => none(),
+        })
+    };
+    if init::is_bare() && !relay::is_listener() {
+        return relay::call(on_it).unwrap_or_else(none);
+    }
+    on_it()
 }
 
 /// Makes `c` the connection of this process; None: it has none.
 pub fn set(c: Option<Connection>) {
-    locked(|slot| *slot = c);
+    locked(|slot| {
+        CONNECTED.store(c.is_some(), Release);
+        *slot = c;
+    });
 }
+
+/// Is there a connection? (Without the lock: a thread may be stopped while it asks.)
+pub fn connected() -> bool {
+    CONNECTED.load(Acquire)
+}
+
+static CONNECTED: AtomicBool = AtomicBool::new(false);
 
 /// The connection's descriptor.
 pub fn descriptor() -> Option<i32> {
@@ -227,6 +253,12 @@ pub fn unlock_in_child() {
     SHARED.lock.store(false, Release);
 }
 
+/// In the child that writes an image: the connection's descriptor, or one that is none. No lock: see [`unlock_in_child`].
+pub fn descriptor_in_child() -> i32 {
+    // SAFETY: this process has one thread.
+    unsafe { (*SHARED.connection.get()).as_ref().map_or(i32::MAX - 1, Connection::fd) }
+}
+
 /// After fork, in the child: the parent's connection and its other descriptors are closed.
 pub fn after_fork() {
     locked(drop_connection);
@@ -240,9 +272,10 @@ pub fn after_fork() {
 }
 
 fn drop_connection(slot: &mut Option<Connection>) {
+    CONNECTED.store(false, Release);
     if let Some(c) = slot.take() {
         disown(c.fd);
-        if c.alive() {
+        if !init::is_bare() && c.alive() {
             // SAFETY: the child's copy of a descriptor of ours.
             _ = unsafe { sc!(close, c.fd) };
         }
@@ -264,7 +297,7 @@ pub fn disown(fd: i32) {
     }
 }
 
-/// Waits until the connection, or `other`, is readable: (connection, other).
+/// Waits until the connection, or `other`, is readable, or somebody rings: (connection, other).
 pub fn wait_readable(other: Option<i32>) -> (bool, bool) {
     let mut p = [
         libc::pollfd { fd: descriptor().unwrap_or(-1), events: libc::POLLIN, revents: 0 },
@@ -273,7 +306,6 @@ pub fn wait_readable(other: Option<i32>) -> (bool, bool) {
     if p[0].fd < 0 {
         return (true, false);
     }
-    // SAFETY: two pollfds.
-    while unsafe { sc!(poll, p.as_mut_ptr(), 2, -1isize as usize) } == Err(Errno::EINTR) {}
+    relay::wait(&mut p, None);
     (p[0].revents != 0, p[1].revents != 0)
 }

@@ -21,7 +21,7 @@ use alloc::{
 };
 use core::ffi::CStr;
 use core::mem::ManuallyDrop;
-use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::*};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 use slackwater_image::meta::{self, Backing, Region, WHOLE_SHARED, flag};
 use slackwater_protocol::message::SharedRange;
 
@@ -65,10 +65,8 @@ pub struct Outcome {
     text: [u8; 1024],
     /// 1 when the child has told the coordinator.
     told: AtomicU32,
-    /// 1 when the child has opened what it needs; 2 when it does not see all of the memory, and ends.
+    /// 1 when the child has a descriptor table of its own; 2 when it does not see all of the memory, and ends.
     ready: AtomicU32,
-    /// What it opened; these numbers are the program's too, and closed by us.
-    fds: [AtomicI32; 3],
 }
 
 impl Outcome {
@@ -104,8 +102,6 @@ impl Outcome {
 struct Child {
     pid: i32,
     pidfd: Fd,
-    /// The child's files; the descriptor table is shared, so they outlive it.
-    _files: Files,
 }
 
 /// How memory was frozen.
@@ -158,7 +154,7 @@ impl Writing {
     }
 }
 
-/// Views of the calling process's own memory, at high descriptor numbers.
+/// Views of the calling process's own memory.
 pub struct Files {
     /// /proc/self/mem.
     pub memory: Fd,
@@ -170,12 +166,8 @@ pub struct Files {
 
 impl Files {
     fn open(flags: bool) -> Result<Self, String> {
-        let open = |path: &CStr| {
-            let fd = sys::open(path, libc::O_RDONLY, 0).map_err(|e| format!("{}: {e}", path.to_string_lossy()))?;
-            let high = move_high(fd.0).map_err(|e| format!("no free descriptor: {e}"))?;
-            core::mem::forget(fd);
-            Ok::<_, String>(Fd(high))
-        };
+        let open =
+            |path: &CStr| sys::open(path, libc::O_RDONLY, 0).map_err(|e| format!("{}: {e}", path.to_string_lossy()));
         let maps = match flags {
             true => open(c"/proc/self/smaps").or_else(|_| open(c"/proc/self/maps"))?,
             false => open(c"/proc/self/maps")?,
@@ -297,26 +289,20 @@ fn freeze_inner(
     if pid == 0 {
         // SAFETY: shared with the parent.
         let o = unsafe { &mut *outcome };
-        // The program has not gone on yet: these take no number that it might be about to get.
         let copied = |i| copies.iter().any(|c| c.region == i);
-        if maps::all_there(&regions, &ours, copied).is_ok_and(|all| !all) {
-            o.ready.store(2, Release);
-            sys::futex_wake_shared(&o.ready);
+        // The program has not gone on yet: from now on what it closes is closed.
+        let own = sys::own_table(&mut [facts.image.0, conn::descriptor_in_child()]);
+        let all = maps::all_there(&regions, &ours, copied).unwrap_or(true);
+        o.ready.store(if all { 1 } else { 2 }, Release);
+        sys::futex_wake_shared(&o.ready);
+        if !all {
             loop {
                 // SAFETY: ends this process alone.
                 _ = unsafe { sc!(exit_group, 0) };
             }
         }
-        let files = Files::open(true);
-        if let Ok(f) = &files {
-            for (slot, fd) in o.fds.iter().zip([&f.memory, &f.pagemap, &f.maps]) {
-                slot.store(fd.0, Relaxed);
-            }
-        }
-        o.ready.store(1, Release);
-        sys::futex_wake_shared(&o.ready);
-        // The descriptor table is shared: the parent closes them, and a second close might hit somebody else's.
-        o.report(files.map(ManuallyDrop::new).and_then(|f| {
+        let own = own.map_err(|e| format!("a descriptor table of its own for the process that writes the image: {e}"));
+        o.report(own.and_then(|()| Files::open(true)).map(ManuallyDrop::new).and_then(|f| {
             let here = maps::read(&f.maps, &ours)?;
             maps::complete(&mut regions, &here, copied)?;
             save::write(facts, &regions, &copies, &f)
@@ -357,11 +343,7 @@ fn freeze_inner(
         {}
         return Ok(None);
     }
-    let [memory, pagemap, maps] = [0, 1, 2].map(|i| Fd(o.fds[i].load(Relaxed)));
-    for fd in [&memory, &pagemap, &maps] {
-        conn::own(fd.0);
-    }
-    Ok(Some(Frozen::Forked(Child { pid: pid as i32, pidfd, _files: Files { memory, pagemap, maps } })))
+    Ok(Some(Frozen::Forked(Child { pid: pid as i32, pidfd })))
 }
 
 /// Freezes memory. Call it through `with_context`, so that the image knows where the checkpoint thread goes on.
@@ -373,10 +355,6 @@ pub fn freeze(facts: &Facts) -> Result<Writing, String> {
     // SAFETY: a new mapping of a page.
     let outcome = unsafe { sc!(mmap, 0, PAGE, libc::PROT_READ | libc::PROT_WRITE, shared, -1i64 as usize, 0) }
         .map_err(|e| format!("mmap: {e}"))? as *mut Outcome;
-    // SAFETY: just mapped.
-    unsafe {
-        (*outcome).fds.iter().for_each(|fd| fd.store(-1, Relaxed));
-    }
     let scratch = Scratch::reserve().map_err(|e| format!("mmap: {e}"))?;
     let attempt = |fragile: &[(u64, u64)]| {
         scratch.enter();

@@ -5,7 +5,7 @@
 use crate::{
     arch, arena, checkpoint, conn,
     conn::Connection,
-    follow, guard, libc_facts, plugins, stop,
+    follow, guard, libc_facts, plugins, relay, stop,
     sys::{self, complain},
 };
 use alloc::{
@@ -16,7 +16,7 @@ use alloc::{
 use core::{
     cell::UnsafeCell,
     ffi::{CStr, c_char, c_int, c_void},
-    sync::atomic::{AtomicBool, AtomicU32, Ordering::*},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::*},
 };
 use slackwater_protocol::{
     auth::Secret,
@@ -98,26 +98,95 @@ fn read_secret(folder: &str) -> Result<Secret, String> {
     Secret::from_hex(&text).ok_or_else(|| format!("{path} does not hold a secret (64 hexadecimal digits)"))
 }
 
-/// Connects, joins, and starts the checkpoint thread. In the constructor, and in a forked child.
+/// Starts the checkpoint thread, connects and joins. In the constructor, and in a forked child.
 ///
 /// # Errors
 /// The process is not part of the computation then.
 pub fn start(token: u64) -> Result<(), String> {
+    let all = u64::MAX;
+    let mut old = 0u64;
+    // The checkpoint thread takes no signal of the program's.
+    // SAFETY: masks are 8 bytes.
+    _ = unsafe { sc!(rt_sigprocmask, libc::SIG_SETMASK, &raw const all, &raw mut old, 8) };
+    BARE.store(!plugins::any(), Relaxed);
+    STATE.store(WAIT, Release);
+    let started = if is_bare() { start_bare(token) } else { start_pthread(token) };
+    // SAFETY: as above.
+    _ = unsafe { sc!(rt_sigprocmask, libc::SIG_SETMASK, &raw const old, 0, 8) };
+    started
+}
+
+/// Where there are plugins, the checkpoint thread is a pthread, for they use libc in their hooks.
+fn start_pthread(token: u64) -> Result<(), String> {
+    join(token)?;
+    // SAFETY: the thread gets no argument.
+    unsafe {
+        let mut thread: libc::pthread_t = core::mem::zeroed();
+        let r = libc::pthread_create(&raw mut thread, core::ptr::null(), run_pthread, core::ptr::null_mut());
+        if r != 0 {
+            return Err(format!("the checkpoint thread cannot be made: errno {r}"));
+        }
+        libc::pthread_detach(thread);
+    }
+    // Over glibc's own, which came with pthread_create.
+    install()?;
+    tell(SERVE);
+    Ok(())
+}
+
+/// Elsewhere it is a thread that libc does not know: so a program of one thread stays one in the eyes of glibc, which then
+/// takes no lock and no detour at a cancellation point (mutexes, stdio, malloc and read(2) are dearer by half or more
+/// otherwise). It leaves the program's descriptor table, so that the kernel too finds that table used by one thread alone,
+/// and no descriptor of ours in it.
+fn start_bare(token: u64) -> Result<(), String> {
+    install()?;
+    TOKEN.store(token, Relaxed);
+    bare()?;
+    while STATE.load(Acquire) == WAIT {
+        sys::futex_wait(&STATE, WAIT, None);
+    }
+    // SAFETY: the checkpoint thread has filled it in, and does not touch it any more.
+    match unsafe { (*ERROR.0.get()).take() } {
+        None => Ok(()),
+        Some(e) => Err(e),
+    }
+}
+
+fn install() -> Result<(), String> {
+    stop::install().map(drop).map_err(|e| format!("rt_sigaction: {e}"))
+}
+
+/// What [`start`] and the checkpoint thread tell each other: [`WAIT`], [`SERVE`].
+static STATE: AtomicU32 = AtomicU32::new(0);
+const WAIT: u32 = 0;
+const SERVE: u32 = 1;
+static TOKEN: AtomicU64 = AtomicU64::new(0);
+
+fn tell(state: u32) {
+    STATE.store(state, Release);
+    sys::futex_wake(&STATE);
+}
+
+struct Failure(UnsafeCell<Option<String>>);
+// SAFETY: handed over by `STATE`.
+unsafe impl Sync for Failure {}
+static ERROR: Failure = Failure(UnsafeCell::new(None));
+
+/// Connects and joins.
+fn join(token: u64) -> Result<(), String> {
     let config = config().ok_or("no computation is named in the environment")?;
-    let connection = Connection::open(&config.address, &config.secret)?;
-    conn::set(Some(connection));
-    conn::with(|c| {
-        c.send(&FromProcess::Join {
-            token,
-            pid: sys::getpid(),
-            // SAFETY: no arguments.
-            ppid: unsafe { sc!(getppid) }.unwrap_or(0) as i32,
-            exe: sys::read_link(c"/proc/self/exe").unwrap_or_default(),
-            host: hostname(),
-            restarted_from: None,
-        })
+    let mut connection = Connection::open(&config.address, &config.secret)?;
+    connection.send(&FromProcess::Join {
+        token,
+        pid: sys::getpid(),
+        // SAFETY: no arguments.
+        ppid: unsafe { sc!(getppid) }.unwrap_or(0) as i32,
+        exe: sys::read_link(c"/proc/self/exe").unwrap_or_default(),
+        host: hostname(),
+        restarted_from: None,
     })?;
-    spawn()
+    conn::set(Some(connection));
+    Ok(())
 }
 
 fn hostname() -> String {
@@ -132,58 +201,33 @@ const TLS: usize = 64 << 10;
 const TLS_ABOVE: usize = 8 << 10;
 const STACK: usize = 256 << 10;
 
-/// Starts the checkpoint thread. It takes no signal of the program's.
-///
-/// Where there are plugins it is a pthread, for they use libc in their hooks. Elsewhere it is a thread that libc does not
-/// know: so a program of one thread stays one in the eyes of glibc, which then takes no lock and no detour at a cancellation
-/// point (mutexes, stdio, malloc and read(2) are dearer by half or more otherwise).
-fn spawn() -> Result<(), String> {
-    HANDLER.store(0, Release);
-    let all = u64::MAX;
-    let mut old = 0u64;
-    // SAFETY: masks are 8 bytes.
-    _ = unsafe { sc!(rt_sigprocmask, libc::SIG_SETMASK, &raw const all, &raw mut old, 8) };
-    BARE.store(!plugins::any(), Relaxed);
-    let started = if is_bare() { bare() } else { pthread() };
-    // SAFETY: as above.
-    _ = unsafe { sc!(rt_sigprocmask, libc::SIG_SETMASK, &raw const old, 0, 8) };
-    started?;
-    let installed = stop::install().map(drop).map_err(|e| format!("rt_sigaction: {e}"));
-    HANDLER.store(1, Release);
-    sys::futex_wake(&HANDLER);
-    installed
-}
-
-fn pthread() -> Result<(), String> {
-    // SAFETY: the thread gets no argument.
-    unsafe {
-        let mut thread: libc::pthread_t = core::mem::zeroed();
-        let r = libc::pthread_create(&raw mut thread, core::ptr::null(), run_pthread, core::ptr::null_mut());
-        if r != 0 {
-            return Err(format!("the checkpoint thread cannot be made: errno {r}"));
-        }
-        libc::pthread_detach(thread);
-    }
-    Ok(())
-}
-
 /// Is the checkpoint thread one that libc does not know?
 pub fn is_bare() -> bool {
     BARE.load(Relaxed)
 }
 
 static BARE: AtomicBool = AtomicBool::new(false);
+/// The bare checkpoint thread's stack and TLS block; 0: not made yet.
+static AREA: AtomicUsize = AtomicUsize::new(0);
 
 fn bare() -> Result<(), String> {
     let bad = |e| format!("the checkpoint thread cannot be made: {e}");
-    // A page without access below the stack.
-    let base = sys::map_anonymous(STACK + TLS, 0).map_err(bad)? as usize;
+    // A page without access below the stack. After a fork it is there already, and nobody's.
+    let base = match AREA.load(Relaxed) {
+        0 => sys::map_anonymous(STACK + TLS, 0).map_err(bad)? as usize,
+        base => {
+            // SAFETY: as said; it is zeros again.
+            unsafe { sc!(madvise, base + 4096, STACK + TLS - 4096, libc::MADV_DONTNEED) }.map_err(bad)?;
+            base
+        }
+    };
+    AREA.store(base, Relaxed);
     // SAFETY: memory of its own; `run` calls nothing of libc where no plugin is.
     unsafe {
         sc!(mprotect, base, 4096, libc::PROT_NONE).map_err(bad)?;
         let tls = base + STACK + TLS - TLS_ABOVE;
         arch::make_tls(tls);
-        let r = arch::bare_thread(base + STACK, tls, run);
+        let r = arch::bare_thread(base + STACK, tls, run_bare);
         if r < 0 {
             return Err(format!("the checkpoint thread cannot be made: errno {}", -r));
         }
@@ -192,20 +236,34 @@ fn bare() -> Result<(), String> {
 }
 
 extern "C" fn run_pthread(_: *mut c_void) -> *mut c_void {
-    run();
+    while STATE.load(Acquire) != SERVE {
+        sys::futex_wait(&STATE, WAIT, None);
+    }
+    relay::listen();
+    serve();
     core::ptr::null_mut()
 }
 
-/// 1 when the stop handler is in place: until then the new checkpoint thread must not serve.
-static HANDLER: AtomicU32 = AtomicU32::new(0);
-
-extern "C" fn run() {
-    stop::unblock_signal();
-    while HANDLER.load(Acquire) == 0 {
-        sys::futex_wait(&HANDLER, 0, None);
+extern "C" fn run_bare() {
+    let own = sys::own_table(&mut []).map_err(|e| format!("a descriptor table of its own: {e}"));
+    relay::listen();
+    let joined = own.and_then(|()| join(TOKEN.load(Relaxed)));
+    let failed = joined.is_err();
+    // SAFETY: `start_bare` waits for us.
+    unsafe { *ERROR.0.get() = joined.err() };
+    if failed {
+        relay::close();
+        tell(SERVE);
+        return;
     }
+    tell(SERVE);
+    serve();
+}
+
+/// The checkpoint thread's life.
+fn serve() {
     let member = loop {
-        match conn::with(|c| c.receive::<ToProcess>()) {
+        match checkpoint::receive() {
             Ok(ToProcess::Joined { member }) => break Ok(member),
             Ok(_) => {}
             Err(e) => break Err(e),
@@ -217,6 +275,7 @@ extern "C" fn run() {
     };
     conn::set(None);
     complain(&format!("{reason}: the program runs on, without checkpoints; the last committed generation restarts"));
+    relay::close();
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -30,6 +30,7 @@ mod panic;
 mod pending;
 mod plugins;
 mod process;
+mod relay;
 mod save;
 mod shared;
 mod stop;

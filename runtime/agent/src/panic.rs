@@ -1,7 +1,7 @@
 //! A defect of ours must not end the program: the checkpoint thread lets the program's threads go, says what happened, and
-//! ends. On a thread of the program (inside a wrapper) there is no way back, and the process aborts as it would by its own
-//! defect.
-use crate::{checkpoint, stop, sys};
+//! ends. A parked thread of the program that has been lent to us goes back to being parked. On another thread of the program
+//! (inside a wrapper) there is no way back, and the process aborts as it would by its own defect.
+use crate::{relay, stop, sys};
 use alloc::format;
 
 // The precompiled `core` has landing pads; nothing here unwinds.
@@ -16,8 +16,10 @@ core::arch::global_asm!(
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo) -> ! {
     sys::complain(&format!("internal error, please report it: {info}"));
-    if checkpoint::is_checkpoint_thread() {
+    stop::leave_job();
+    if relay::is_listener() {
         stop::resume();
+        relay::close();
         loop {
             // SAFETY: ends this thread alone.
             _ = unsafe { sc!(exit, 0) };

@@ -70,7 +70,8 @@ pub fn take(owner: i32, set: u64) {
 
 /// The process's signals that wait, taken by the (checkpoint) thread that has none of its own.
 pub fn take_process() {
-    let set = waiting();
+    // The checkpoint signal is how others ring for this thread.
+    let set = waiting() & !(1 << (crate::stop::SIGNAL - 1));
     if set != 0 {
         take(PROCESS, set);
     }

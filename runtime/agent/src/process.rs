@@ -264,7 +264,6 @@ pub fn restore(p: &Process) {
     }
     // The threads have put the others back themselves.
     crate::pending::put_back_if_leaderless();
-    crate::stop::unblock_signal();
 }
 
 /// Makes the timer under its old id: the kernel hands out ids in ascending order, so those before it are made and deleted.

@@ -9,18 +9,23 @@
 //!
 //! Rules for what runs in the handler: no allocation, no lock, no libc; the program's errno is not touched (raw system
 //! calls only); the stack may be a small alternate stack, so frames stay below 1 KiB.
+mod parked;
+mod slot;
+
 use crate::{
     arch::{self, Context, Frame},
-    pending,
+    pending, relay,
     sys::{self, Errno},
 };
 use alloc::{format, string::String, vec::Vec};
 use core::{
     ffi::{c_int, c_void},
     mem::zeroed,
-    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering::*},
+    sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::*},
 };
+pub use parked::{as_program, leave_job};
 use slackwater_image::meta;
+pub use slot::{Slot, restore as restore_self};
 
 /// The checkpoint signal, and who else has it: see the module's head.
 pub const SIGNAL: c_int = 33;
@@ -34,10 +39,6 @@ const SLOTS: usize = 1 << 17;
 static STOP: AtomicU32 = AtomicU32::new(0);
 /// Counts resumes; parked threads wait for it to change.
 static GO: AtomicU32 = AtomicU32::new(0);
-/// Changes whenever a parked thread shall look again: whether it may go, or is asked for its signals.
-static LOOK: AtomicU32 = AtomicU32::new(0);
-/// Parked threads that have been asked for their signals and have not done with it.
-static ASKED: AtomicU32 = AtomicU32::new(0);
 /// How many threads are parked.
 static PARKED: AtomicU32 = AtomicU32::new(0);
 /// At how many the checkpoint thread is to be woken; it looks at each thread then, which is dear when there are thousands.
@@ -50,193 +51,17 @@ static TABLE: AtomicPtr<Slot> = AtomicPtr::new(core::ptr::null_mut());
 /// glibc's own handler of the signal; 0: none.
 static CHAINED: AtomicUsize = AtomicUsize::new(0);
 
-/// What the kernel keeps for a thread, taken by the thread itself as it parks.
-#[repr(C)]
-pub struct Slot {
-    context: Context,
-    ready: AtomicBool,
-    tid: i32,
-    fs: u64,
-    gs: u64,
-    clear_tid: u64,
-    robust: u64,
-    robust_len: u64,
-    altstack: [u64; 3],
-    timerslack: u64,
-    /// Like the others here, it is a thread's own: the checkpoint thread has that of the process's first moment.
-    personality: i32,
-    /// As `personality`.
-    deathsig: i32,
-    /// Signals wait for this thread alone.
-    owns_pending: bool,
-    /// [`ASK_TAKE`] or [`ASK_PUT`]: what the checkpoint thread asks of the parked thread; 0: nothing.
-    ask: AtomicU32,
-    policy: i32,
-    priority: i32,
-    nice: i32,
-    rseq: u64,
-    name: [u8; 16],
-    affinity_len: usize,
-    affinity: [u8; 128],
-}
-
-/// Empty your queue of signals into the table.
-const ASK_TAKE: u32 = 1;
-/// Fill it again.
-const ASK_PUT: u32 = 2;
-
-const ARCH_SET_GS: usize = 0x1001;
-const ARCH_GET_FS: usize = 0x1003;
-const ARCH_GET_GS: usize = 0x1004;
-/// Signature that glibc registers its rseq areas with on x86.
-pub const RSEQ_SIGNATURE: u32 = 0x5305_3053;
-/// Length that glibc up to 2.39 registers, and the least that the kernel takes.
-pub const RSEQ_LEN: u32 = 32;
-
-/// Asks the kernel what it keeps for the calling thread.
-fn capture(slot: &mut Slot) {
-    // SAFETY: each call fills a field of the slot, whose size it is told or knows.
-    unsafe {
-        slot.tid = sys::gettid();
-        _ = sc!(arch_prctl, ARCH_GET_FS, &raw mut slot.fs);
-        _ = sc!(arch_prctl, ARCH_GET_GS, &raw mut slot.gs);
-        _ = sc!(get_robust_list, 0, &raw mut slot.robust, &raw mut slot.robust_len);
-        _ = sc!(prctl, libc::PR_GET_TID_ADDRESS, &raw mut slot.clear_tid, 0, 0, 0);
-        _ = sc!(sigaltstack, 0, slot.altstack.as_mut_ptr());
-        _ = sc!(prctl, libc::PR_GET_NAME, slot.name.as_mut_ptr(), 0, 0, 0);
-        slot.timerslack = sc!(prctl, libc::PR_GET_TIMERSLACK, 0, 0, 0, 0).unwrap_or(0) as u64;
-        slot.personality = sc!(personality, 0xffff_ffffu32).unwrap_or(0) as i32;
-        _ = sc!(prctl, libc::PR_GET_PDEATHSIG, &raw mut slot.deathsig, 0, 0, 0);
-        slot.policy = sc!(sched_getscheduler, 0).unwrap_or(0) as i32;
-        slot.priority = 0;
-        _ = sc!(sched_getparam, 0, &raw mut slot.priority);
-        slot.nice = 20 - sc!(getpriority, 0, 0).unwrap_or(20) as i32;
-        slot.affinity_len = sc!(sched_getaffinity, 0, slot.affinity.len(), slot.affinity.as_mut_ptr()).unwrap_or(0);
-        slot.rseq = crate::libc_facts::rseq_area(slot.fs);
-    }
-}
-
-/// Gives the calling (restored) thread what the kernel kept for it. A refusal (a CPU that is not here, a priority that
-/// this user may not have) leaves the kernel's default: the program runs, as it would after a move by the administrator.
-fn restore(slot: &Slot) {
-    // SAFETY: as `capture`, the other way round.
-    unsafe {
-        if slot.gs != 0 {
-            _ = sc!(arch_prctl, ARCH_SET_GS, slot.gs);
-        }
-        _ = sc!(set_tid_address, slot.clear_tid);
-        if slot.robust != 0 {
-            _ = sc!(set_robust_list, slot.robust, slot.robust_len);
-        }
-        // Not while running on it: the kernel refuses, but a new thread has none, so it does not.
-        _ = sc!(sigaltstack, slot.altstack.as_ptr(), 0);
-        if slot.rseq != 0 {
-            _ = sc!(rseq, slot.rseq, RSEQ_LEN, 0, RSEQ_SIGNATURE);
-        }
-        _ = sc!(prctl, libc::PR_SET_NAME, slot.name.as_ptr(), 0, 0, 0);
-        _ = sc!(prctl, libc::PR_SET_TIMERSLACK, slot.timerslack, 0, 0, 0);
-        _ = sc!(personality, slot.personality);
-        _ = sc!(prctl, libc::PR_SET_PDEATHSIG, slot.deathsig, 0, 0, 0);
-        _ = sc!(sched_setaffinity, 0, slot.affinity_len, slot.affinity.as_ptr());
-        if slot.policy != 0 || slot.priority != 0 {
-            _ = sc!(sched_setscheduler, 0, slot.policy, &raw const slot.priority);
-        }
-        if slot.nice != 0 {
-            _ = sc!(setpriority, 0, 0, slot.nice);
-        }
-    }
-    pending::put_back();
-}
-
 unsafe extern "C" fn park(slot: *mut c_void) -> usize {
-    // SAFETY: the thread's own slot; `ask` is atomic and `tid` does not change.
-    let (ask, tid) = unsafe { (&(*slot.cast::<Slot>()).ask, (*slot.cast::<Slot>()).tid) };
     let before = GO.load(Acquire);
-    let parked = PARKED.fetch_add(1, AcqRel) + 1;
-    if parked >= WANTED.load(Acquire) {
-        sys::futex_wake(&PARKED);
+    // A stop that was given up has resumed already those that it could see.
+    if STOP.load(Acquire) == 0 {
+        return 0;
     }
-    loop {
-        let look = LOOK.load(Acquire);
-        if GO.load(Acquire) != before {
-            return 0;
-        }
-        match ask.swap(0, AcqRel) {
-            0 => sys::futex_wait(&LOOK, look, None),
-            what => {
-                if what == ASK_TAKE {
-                    pending::take(tid, u64::MAX);
-                } else {
-                    pending::put_back();
-                }
-                ASKED.fetch_sub(1, AcqRel);
-                sys::futex_wake(&ASKED);
-            }
-        }
+    if PARKED.fetch_add(1, AcqRel) + 1 >= WANTED.load(Acquire) {
+        relay::ring();
     }
-}
-
-/// Asks the parked threads whom `who` names for something, and waits until they have done it.
-fn ask(what: u32, who: impl Fn(&Slot) -> bool) {
-    let n = (NEXT.load(Acquire) as usize).min(SLOTS);
-    let table = TABLE.load(Acquire);
-    for i in 0..n {
-        // SAFETY: all are parked; only `ask` is written, which is atomic.
-        let slot = unsafe { &*table.add(i) };
-        if slot.ready.load(Acquire) && who(slot) {
-            ASKED.fetch_add(1, AcqRel);
-            slot.ask.store(what, Release);
-        }
-    }
-    if ASKED.load(Acquire) != 0 {
-        LOOK.fetch_add(1, AcqRel);
-        sys::futex_wake(&LOOK);
-    }
-    loop {
-        match ASKED.load(Acquire) {
-            0 => return,
-            left => sys::futex_wait(&ASKED, left, None),
-        }
-    }
-}
-
-/// A line of a status file of /proc, after its name.
-fn status_line(path: &str, name: &[u8]) -> Option<String> {
-    let text = sys::read_file(core::ffi::CStr::from_bytes_with_nul(path.as_bytes()).ok()?).ok()?;
-    let line = text.split(|&c| c == b'\n').find_map(|l| l.strip_prefix(name))?;
-    Some(core::str::from_utf8(line).ok()?.trim().into())
-}
-
-/// Signals that wait for `tid` alone.
-fn own_pending(tid: i32) -> u64 {
-    let line = status_line(&format!("/proc/self/task/{tid}/status\0"), b"SigPnd:");
-    line.and_then(|l| u64::from_str_radix(&l, 16).ok()).unwrap_or(0)
-}
-
-/// False only if no process of this user has a signal that waits.
-fn any_queued() -> bool {
-    !status_line("/proc/thread-self/status\0", b"SigQ:").is_some_and(|l| l.starts_with("0/"))
-}
-
-/// With all threads parked: what waits for them and for the process goes into [`pending`]'s table, and back.
-///
-/// It must be looked for now: a thread that parked early may have been sent a signal by one that parked late.
-fn take_pending(leader_gone: bool) {
-    pending::clear(leader_gone);
-    if !any_queued() {
-        return;
-    }
-    pending::take_process();
-    let n = (NEXT.load(Acquire) as usize).min(SLOTS);
-    let table = TABLE.load(Acquire);
-    // SAFETY: all are parked; `owns` is this thread's to write.
-    for slot in (0..n).map(|i| unsafe { &mut *table.add(i) }) {
-        slot.owns_pending = slot.ready.load(Acquire) && own_pending(slot.tid) != 0;
-    }
-    let pid = sys::getpid();
-    ask(ASK_TAKE, |slot| slot.owns_pending);
-    ask(ASK_PUT, |slot| slot.tid == pid || slot.owns_pending);
-    pending::put_back_if_leaderless();
+    parked::attend(slot.cast(), before);
+    0
 }
 
 unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, ucontext: *mut c_void) {
@@ -251,7 +76,7 @@ unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, uconte
         }
         return;
     }
-    if STOP.load(Acquire) == 0 || crate::guard::defer_stop() {
+    if STOP.load(Acquire) == 0 || relay::is_listener() || crate::guard::defer_stop() {
         return;
     }
     let index = NEXT.fetch_add(1, AcqRel) as usize;
@@ -264,18 +89,16 @@ unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, uconte
     arch::note_time_left(&mut frame);
     // SAFETY: the slot is this thread's until the next stop; the table is mapped as long as the process lives.
     let slot = unsafe { &mut *TABLE.load(Acquire).add(index) };
-    capture(slot);
+    slot::capture(slot);
     slot.ready.store(true, Release);
     // SAFETY: `slot.context` outlives the call; `park` returns 0.
     let restarted = unsafe { arch::with_context(&raw mut slot.context, park, (&raw mut *slot).cast()) };
     if restarted == 1 {
-        restore(slot);
+        slot::restore(slot);
         let before = GO.load(Acquire);
         ARRIVED.fetch_add(1, AcqRel);
         sys::futex_wake(&ARRIVED);
-        while GO.load(Acquire) == before {
-            sys::futex_wait(&GO, before, None);
-        }
+        parked::attend(slot, before);
     }
     let mut pending = 0u64;
     // SAFETY: 8 bytes, as told.
@@ -315,6 +138,7 @@ pub fn install() -> sys::Result<bool> {
         TABLE.store(table.cast(), Release);
     }
     pending::install()?;
+    parked::install()?;
     // SAFETY: the kernel's struct sigaction is these four words on x86-64.
     unsafe { sc!(rt_sigaction, SIGNAL, new.as_ptr(), old.as_mut_ptr(), 8) }?;
     let changed = old[0] != new[0];
@@ -324,20 +148,8 @@ pub fn install() -> sys::Result<bool> {
     Ok(changed)
 }
 
-/// The checkpoint thread's mask: it takes none of the program's signals, but glibc's use of ours (setuid in threads) must
-/// reach it, or the caller of setuid waits for ever.
-pub fn unblock_signal() {
-    let mask = !(1u64 << (SIGNAL - 1));
-    // SAFETY: 8 bytes.
-    _ = unsafe { sc!(rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, 0, 8) };
-}
-
 fn parked_tids() -> Vec<i32> {
-    let n = (NEXT.load(Acquire) as usize).min(SLOTS);
-    let table = TABLE.load(Acquire);
-    // SAFETY: slots below NEXT are being filled by their threads; `ready` says when.
-    let mut tids: Vec<i32> =
-        (0..n).filter_map(|i| unsafe { (*table.add(i)).ready.load(Acquire).then(|| (*table.add(i)).tid) }).collect();
+    let mut tids: Vec<i32> = parked::slots().filter(|s| s.ready.load(Acquire)).map(|s| s.tid).collect();
     tids.sort_unstable();
     tids
 }
@@ -370,6 +182,7 @@ pub fn stop(deadline_ns: u64) -> Result<Stopped, String> {
     NEXT.store(0, Release);
     PARKED.store(0, Release);
     ARRIVED.store(0, Release);
+    WANTED.store(u32::MAX, Release);
     let table = TABLE.load(Acquire);
     // SAFETY: no thread is in the handler beyond `restore` now; slots are ours until STOP is set.
     (0..SLOTS).map_while(|i| unsafe { (*table.add(i)).ready.swap(false, AcqRel).then_some(()) }).for_each(drop);
@@ -416,7 +229,9 @@ pub fn stop(deadline_ns: u64) -> Result<Stopped, String> {
         }
         if !newcomers && waiting.is_empty() {
             let leader_gone = parked.binary_search(&pid).is_err() && pid != me;
-            take_pending(leader_gone);
+            // What still rings for this thread is no signal of the program's.
+            relay::wait(&mut [], Some(0));
+            parked::take_pending(leader_gone);
             return Ok(Stopped { tids: parked, leader_gone });
         }
         if sys::now_ns() > end {
@@ -427,12 +242,14 @@ pub fn stop(deadline_ns: u64) -> Result<Stopped, String> {
         WANTED.store(signalled.len() as u32, Release);
         let (since, before) = (sys::now_ns(), PARKED.load(Acquire));
         loop {
+            // Threads inside wrappers may have something to tell the coordinator before they park.
+            relay::serve();
             let count = PARKED.load(Acquire);
             let spent = sys::now_ns() - since;
             if count as usize >= signalled.len() || spent > look_again {
                 break;
             }
-            sys::futex_wait(&PARKED, count, Some(look_again - spent));
+            relay::wait(&mut [], Some(look_again - spent));
         }
         look_again = if PARKED.load(Acquire) > before { FIRST_LOOK } else { (look_again * 2).min(16 * FIRST_LOOK) };
     }
@@ -452,9 +269,7 @@ pub fn after_fork() {
 pub fn resume() {
     STOP.store(0, Release);
     GO.fetch_add(1, AcqRel);
-    sys::futex_wake(&GO);
-    LOOK.fetch_add(1, AcqRel);
-    sys::futex_wake(&LOOK);
+    parked::look(u32::MAX);
 }
 
 /// In a restored process: waits until `n` threads have arrived.
@@ -470,56 +285,17 @@ pub fn wait_arrived(n: usize) {
 
 /// What the image says of the parked threads, and of signals that wait for one of them alone.
 pub fn describe() -> Vec<meta::Thread> {
-    let n = (NEXT.load(Acquire) as usize).min(SLOTS);
-    let table = TABLE.load(Acquire);
-    // SAFETY: all are parked.
-    (0..n).map(|i| unsafe { &*table.add(i) }).filter(|s| s.ready.load(Acquire)).map(to_meta).collect()
+    parked::slots().filter(|s| s.ready.load(Acquire)).map(slot::to_meta).collect()
 }
 
 /// The same for the calling thread (the checkpoint thread), whose context is `context`.
 pub fn describe_self(context: &Context) -> meta::Thread {
     let mut slot = own_slot();
     slot.context = *context;
-    to_meta(&slot)
+    slot::to_meta(&slot)
 }
 
 /// The calling (checkpoint) thread's own slot, filled.
 pub fn own_slot() -> Slot {
-    // SAFETY: all zeros is a slot.
-    let mut slot: Slot = unsafe { zeroed() };
-    capture(&mut slot);
-    if crate::init::is_bare() {
-        slot.rseq = 0;
-    }
-    slot
-}
-
-/// In a restored process: gives the calling checkpoint thread what the kernel kept for it.
-pub fn restore_self(slot: &Slot) {
-    restore(slot);
-}
-
-fn to_meta(s: &Slot) -> meta::Thread {
-    meta::Thread {
-        tid: s.tid,
-        sp: s.context.sp,
-        resume: s.context.resume,
-        fs: s.fs,
-        gs: s.gs,
-        clear_tid: s.clear_tid,
-        robust: s.robust,
-        robust_len: s.robust_len,
-        rseq: s.rseq,
-        rseq_len: if s.rseq != 0 { RSEQ_LEN } else { 0 },
-        rseq_sig: RSEQ_SIGNATURE,
-        altstack: s.altstack,
-        sigmask: u64::MAX,
-        name: s.name,
-        policy: s.policy,
-        priority: s.priority,
-        nice: s.nice,
-        affinity: s.affinity[..s.affinity_len.min(128)].to_vec(),
-        timerslack: s.timerslack,
-        pending: pending::of(s.tid),
-    }
+    slot::own()
 }

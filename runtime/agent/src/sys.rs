@@ -31,6 +31,18 @@ pub fn futex_wake(word: &AtomicU32) {
     _ = unsafe { sc!(futex, word.as_ptr(), 129, i32::MAX) };
 }
 
+/// As [`futex_wait`], to be woken by those whose bits are among `bits`.
+pub fn futex_wait_bits(word: &AtomicU32, value: u32, bits: u32) {
+    // SAFETY: word lives through the call. FUTEX_WAIT_BITSET, private.
+    _ = unsafe { sc!(futex, word.as_ptr(), 9 | 128, value, 0, 0, bits) };
+}
+
+/// Wakes all that wait with one of `bits`.
+pub fn futex_wake_bits(word: &AtomicU32, bits: u32) {
+    // SAFETY: word is only an address here. FUTEX_WAKE_BITSET, private.
+    _ = unsafe { sc!(futex, word.as_ptr(), 10 | 128, i32::MAX, 0, 0, bits) };
+}
+
 /// As [`futex_wait`] on memory that is shared between processes.
 pub fn futex_wait_shared(word: &AtomicU32, value: u32, timeout_ns: u64) {
     let ts = [timeout_ns / 1_000_000_000, timeout_ns % 1_000_000_000];
@@ -148,7 +160,7 @@ pub fn numbers_in(path: &CStr) -> Result<Vec<i32>> {
         // SAFETY: buf is writable for its length.
         let n = unsafe { sc!(getdents64, fd.0, buf.as_mut_ptr(), buf.len()) }?;
         if n == 0 {
-            out.retain(|&x| x != fd.0 || path.to_bytes() != b"/proc/self/fd");
+            out.retain(|&x| x != fd.0 || !path.to_bytes().ends_with(b"/fd"));
             return Ok(out);
         }
         let mut at = 0;
@@ -163,6 +175,44 @@ pub fn numbers_in(path: &CStr) -> Result<Vec<i32>> {
             at += reclen;
         }
     }
+}
+
+/// Leaves the descriptor table that the calling thread shares, for one of its own that holds those of `keep` alone.
+///
+/// # Errors
+/// The kernel refuses; the table is shared as before.
+pub fn own_table(keep: &mut [i32]) -> Result<()> {
+    /// Nothing that is to be closed is copied first.
+    const CLOSE_RANGE_UNSHARE: usize = 2;
+    keep.sort_unstable();
+    let ends = keep.iter().map(|&fd| (fd, fd + 1)).chain([(i32::MAX, 0)]);
+    let (mut from, mut flags) = (0, CLOSE_RANGE_UNSHARE);
+    for (kept, next) in ends {
+        if from < kept {
+            // SAFETY: closes in this thread's own table, from the first call on.
+            match unsafe { sc!(close_range, from, kept - 1, flags) } {
+                Ok(_) => flags = 0,
+                // Before Linux 5.9.
+                Err(Errno::ENOSYS) => return own_table_by_hand(keep),
+                Err(e) => return Err(e),
+            }
+        }
+        from = next;
+    }
+    Ok(())
+}
+
+fn own_table_by_hand(keep: &[i32]) -> Result<()> {
+    // SAFETY: this thread's table becomes its own; what is closed is then its own copy.
+    unsafe {
+        sc!(unshare, libc::CLONE_FILES)?;
+        for fd in numbers_in(c"/proc/thread-self/fd")? {
+            if keep.binary_search(&fd).is_err() {
+                _ = sc!(close, fd);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// An anonymous private mapping.
@@ -187,10 +237,23 @@ pub fn random(buf: &mut [u8]) {
 
 /// write(2) of a line to stderr: for what a person must see.
 pub fn complain(line: &str) {
+    let stderr = standard_error();
     let mut text = Vec::with_capacity(line.len() + 14);
     text.extend_from_slice(b"slackwater: ");
     text.extend_from_slice(line.as_bytes());
     text.push(b'\n');
     // SAFETY: readable for its length.
-    _ = unsafe { sc!(write, 2, text.as_ptr(), text.len()) };
+    _ = unsafe { sc!(write, stderr.as_ref().map_or(2, |fd| fd.0), text.as_ptr(), text.len()) };
+}
+
+/// The program's standard error, for the checkpoint thread that has a descriptor table of its own; None: descriptor 2 is it.
+fn standard_error() -> Option<Fd> {
+    if !(crate::init::is_bare() && crate::relay::is_listener()) {
+        return None;
+    }
+    // SAFETY: new descriptors. Access to one's own process is always granted (pidfd_getfd(2), Linux 5.6).
+    unsafe {
+        let process = Fd(sc!(pidfd_open, getpid(), 0).ok()? as i32);
+        sc!(pidfd_getfd, process.0, 2, 0).ok().map(|fd| Fd(fd as i32))
+    }
 }

@@ -70,8 +70,8 @@ pub unsafe extern "C" fn sigreturn() {
     core::arch::naked_asm!("mov eax, 15", "syscall", "ud2")
 }
 
-/// fork(2) by the bare system call, sharing the descriptor table, with no signal to the parent at exit: the program cannot
-/// wait for the child by accident, and closing a descriptor closes it though the child lives.
+/// fork(2) by the bare system call, sharing the descriptor table (of which nothing need be copied), with no signal to the
+/// parent at exit: the program cannot wait for the child by accident.
 ///
 /// # Safety
 /// The child has one thread and must only use raw system calls and our own memory.
@@ -109,6 +109,53 @@ pub unsafe extern "C" fn bare_thread(_stack: usize, _tls: usize, _f: extern "C" 
         "ud2",
         "2: ret",
         flags = const 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000 | 0x8_0000,
+    )
+}
+
+/// Calls `f(argument)` on the stack that ends at `top` (a multiple of 16), where [`leave_stack`] finds the way back.
+///
+/// # Safety
+/// The stack is memory of its own, and one thread's at a time.
+#[unsafe(naked)]
+pub unsafe extern "C" fn on_stack(_top: usize, _f: unsafe extern "C" fn(*mut c_void), _argument: *mut c_void) {
+    core::arch::naked_asm!(
+        "push rbp",
+        "push rbx",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "mov [rdi - 8], rsp",
+        "lea rsp, [rdi - 16]",
+        "mov rbx, rdi",
+        "mov rdi, rdx",
+        "call rsi",
+        "mov rsp, [rbx - 8]",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbx",
+        "pop rbp",
+        "ret"
+    )
+}
+
+/// Out of the middle of what [`on_stack`] called, as if that had returned.
+///
+/// # Safety
+/// The calling thread is inside `on_stack` with this `top`.
+#[unsafe(naked)]
+pub unsafe extern "C" fn leave_stack(_top: usize) -> ! {
+    core::arch::naked_asm!(
+        "mov rsp, [rdi - 8]",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbx",
+        "pop rbp",
+        "ret"
     )
 }
 

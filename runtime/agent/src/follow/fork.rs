@@ -5,7 +5,7 @@ use super::{connected, gate::Birth, keep_errno, say, shell, token};
 use crate::{
     arena, checkpoint, conn, init, plugins,
     plugins::Event,
-    stop,
+    relay, stop,
     sys::{self, complain},
 };
 use alloc::format;
@@ -43,6 +43,7 @@ fn born(real: impl FnOnce() -> c_int) -> c_int {
             }
             stop::after_fork();
             conn::after_fork();
+            relay::after_fork();
             event(Event::PostforkChild);
             if announced && let Err(e) = init::start(token) {
                 complain(&format!("this child is not part of the computation and will not be in its checkpoints: {e}"));

@@ -3,7 +3,7 @@
 //! A fork runs the program's atfork handlers, which take its locks; a stopped thread may hold them. So the checkpoint thread
 //! first waits until no birth goes on (nobody is stopped then, so each comes to its end), keeps new ones waiting, and then
 //! stops threads. Those that wait here can be stopped: they hold nothing.
-use crate::sys;
+use crate::{relay, sys};
 use core::sync::atomic::{AtomicU32, Ordering::*};
 use slackwater_hook::thread::per_thread;
 
@@ -80,7 +80,7 @@ impl Drop for Birth {
             // SAFETY: this thread's own block.
             unsafe { *flags() &= !IN_BIRTH };
             if STATE.fetch_sub(1, AcqRel) - 1 == HELD {
-                sys::futex_wake(&STATE);
+                relay::ring();
             }
         }
         set_mask(self.mask);
@@ -95,6 +95,8 @@ pub fn hold(deadline_ns: u64) -> Result<(), alloc::string::String> {
     STATE.fetch_or(HELD, AcqRel);
     let end = sys::now_ns() + deadline_ns;
     loop {
+        // A birth ends with what it tells the coordinator.
+        relay::serve();
         let now = STATE.load(Acquire);
         if now == HELD {
             return Ok(());
@@ -107,7 +109,7 @@ pub fn hold(deadline_ns: u64) -> Result<(), alloc::string::String> {
                 now & !HELD
             ));
         }
-        sys::futex_wait(&STATE, now, Some(left));
+        relay::wait(&mut [], Some(left));
     }
 }
 
