@@ -6,9 +6,10 @@
 #![allow(unsafe_code)]
 use crate::sys;
 use anyhow::{Context, Result, anyhow};
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 /// Which process we are after [`enter`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,12 +55,65 @@ pub fn settle(in_user_namespace: bool, uid: u32, gid: u32) -> Result<()> {
     }
     mount(c"none", c"/", None, libc::MS_REC | libc::MS_SLAVE)
         .map_err(|e| if in_user_namespace { refused(&e) } else { anyhow!("making the mounts our own: {e}") })?;
+    let covers = covers(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());
     mount(c"proc", c"/proc", Some(c"proc"), libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC).map_err(|e| {
         anyhow!(
             "no /proc of our own can be mounted: {e}; parts of /proc are probably hidden, as containers do: \
              run the container with an unmasked /proc (docker: --security-opt systempaths=unconfined), or restart as root"
         )
-    })
+    })?;
+    for (path, copy) in &covers {
+        copy.put(path);
+    }
+    Ok(())
+}
+
+/// A copy of a mount, attached nowhere yet.
+struct Detached(OwnedFd);
+
+impl Detached {
+    fn copy(path: &CStr) -> Option<Self> {
+        let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_NO_AUTOMOUNT as libc::c_uint;
+        // SAFETY: a C string; the answer is a descriptor or an error.
+        let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+        // SAFETY: new, and nobody else's.
+        (fd >= 0).then(|| Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+    }
+
+    /// Attaches it. What it covered may not exist in this /proc: then there is nothing to cover.
+    fn put(&self, path: &CStr) {
+        let (from, to) = (self.0.as_raw_fd(), libc::AT_FDCWD);
+        // SAFETY: C strings and our descriptor.
+        unsafe {
+            libc::syscall(libc::SYS_move_mount, from, c"".as_ptr(), to, path.as_ptr(), libc::MOVE_MOUNT_F_EMPTY_PATH);
+        }
+    }
+}
+
+/// Copies of what is mounted over single files of /proc (lxcfs does that: a container's own cpuinfo and meminfo). Not of /proc's own
+/// parts, nor below /proc/sys: containers mount those once more to make them read-only, and a restart must write there.
+fn covers(mountinfo: &str) -> Vec<(CString, Detached)> {
+    let mut all = Vec::new();
+    for path in covered(mountinfo) {
+        let Ok(path) = CString::new(path) else { continue };
+        if let Some(copy) = Detached::copy(&path) {
+            all.push((path, copy));
+        }
+    }
+    all
+}
+
+/// The mount points that [`covers`] means, from proc_pid_mountinfo(5).
+fn covered(mountinfo: &str) -> Vec<&str> {
+    mountinfo
+        .lines()
+        .filter_map(|line| {
+            let (front, back) = line.split_once(" - ")?;
+            Some((front.split(' ').nth(4)?, back.split(' ').next()?))
+        })
+        .filter(|(path, kind)| path.starts_with("/proc/") && !path.starts_with("/proc/sys") && *kind != "proc")
+        .map(|(path, _)| path)
+        .collect()
 }
 
 fn mount(source: &CStr, target: &CStr, kind: Option<&CStr>, flags: libc::c_ulong) -> io::Result<()> {
@@ -78,4 +132,19 @@ pub fn next_pid(first: i32) -> Result<()> {
 /// The end of process numbers.
 pub fn pid_max() -> i32 {
     fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|t| t.trim().parse().ok()).unwrap_or(32768)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn covers_of_proc() {
+        let text = "23 29 0:22 / /proc rw - proc proc rw\n\
+                    40 23 0:35 /proc/cpuinfo /proc/cpuinfo rw,nosuid shared:7 - fuse.lxcfs lxcfs rw\n\
+                    41 23 0:22 /sys /proc/sys ro - proc proc rw\n\
+                    42 23 0:36 / /proc/sys/fs/binfmt_misc rw - autofs systemd-1 rw\n\
+                    43 29 0:37 / /process rw - tmpfs tmpfs rw\n";
+        assert_eq!(covered(text), ["/proc/cpuinfo"]);
+    }
 }
