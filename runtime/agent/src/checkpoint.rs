@@ -12,6 +12,7 @@ use crate::{
     plugins::Event,
     process, relay, stop,
     sys::{self, Fd},
+    timers,
 };
 use alloc::{
     ffi::CString,
@@ -344,13 +345,14 @@ impl Keeper {
             .map_err(|e| format!("{path} cannot be made: {e}"))?;
         let high = conn::move_high(image.0).map_err(|e| format!("no free descriptor: {e}"))?;
         core::mem::forget(image);
+        let timers = timers::settled(|| stop::take_pending(threads.leader_gone));
         let mut described = stop::describe();
         let pid = sys::getpid();
         if threads.leader_gone {
             described.push(meta::Thread { tid: pid, ..meta::Thread::default() });
         }
         described.sort_by_key(|t| (t.tid != pid, t.tid));
-        let process = process::capture(&threads.tids, vdso, vvar, NOTE.0.get() as u64, &protected)?;
+        let process = process::capture(&threads.tids, vdso, vvar, NOTE.0.get() as u64, &protected, &timers)?;
         let mut facts = ManuallyDrop::new(Facts {
             process,
             threads: described,

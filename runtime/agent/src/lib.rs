@@ -35,3 +35,4 @@ mod save;
 mod shared;
 mod stop;
 mod text;
+mod timers;

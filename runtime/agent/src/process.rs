@@ -4,7 +4,8 @@
 //! `slackwater restart` before the memory comes back.
 use crate::{
     arch, sys,
-    text::{dec, hex, lines, signed, value},
+    text::{dec, signed, value},
+    timers::{self, Timers},
 };
 use alloc::{
     ffi::CString,
@@ -12,7 +13,7 @@ use alloc::{
     string::{String, ToString},
     vec::Vec,
 };
-use slackwater_image::meta::{MmMap, PosixTimer, Process, Range, SigAction, Zombie};
+use slackwater_image::meta::{MmMap, Process, Range, SigAction, Zombie};
 
 const SIGINFO: usize = 128;
 
@@ -26,51 +27,6 @@ fn stat_fields() -> Result<Vec<i64>, String> {
     let text = sys::read_file(c"/proc/self/stat").map_err(|e| format!("/proc/self/stat: {e}"))?;
     let close = text.iter().rposition(|&c| c == b')').ok_or("/proc/self/stat has no name")?;
     Ok(text[close + 2..].split(|&c| c == b' ' || c == b'\n').map(signed).collect())
-}
-
-fn posix_timers() -> Vec<PosixTimer> {
-    let Ok(text) = sys::read_file(c"/proc/self/timers") else { return Vec::new() };
-    let mut out: Vec<PosixTimer> = Vec::new();
-    for line in lines(&text) {
-        if let Some(v) = line.strip_prefix(b"ID: ") {
-            let id = dec(v) as i32;
-            let mut spec = [0u64; 4];
-            // SAFETY: spec is a struct itimerspec: interval, then value.
-            _ = unsafe { sc!(timer_gettime, id, spec.as_mut_ptr()) };
-            out.push(PosixTimer {
-                id,
-                clock: 0,
-                notify: 0,
-                signo: 0,
-                value: 0,
-                tid: 0,
-                remaining_ns: spec[2] * 1_000_000_000 + spec[3],
-                interval_ns: spec[0] * 1_000_000_000 + spec[1],
-            });
-            continue;
-        }
-        let Some(t) = out.last_mut() else { continue };
-        if let Some(v) = line.strip_prefix(b"signal: ") {
-            t.signo = dec(v) as i32;
-            t.value = v.iter().position(|&c| c == b'/').map_or(0, |i| hex(&v[i + 1..]));
-        } else if let Some(v) = line.strip_prefix(b"notify: ") {
-            // "signal/pid.17", "signal/tid.17", "none/pid.17", "thread/pid.17"
-            let kind = v.split(|&c| c == b'/').next().unwrap_or(b"");
-            let by_tid = v.windows(4).any(|w| w == b"tid.");
-            t.tid = v.iter().position(|&c| c == b'.').map_or(0, |i| dec(&v[i + 1..]) as i32);
-            t.notify = match kind {
-                b"none" => libc::SIGEV_NONE,
-                b"thread" => libc::SIGEV_THREAD,
-                _ if by_tid => libc::SIGEV_THREAD_ID,
-                _ => libc::SIGEV_SIGNAL,
-            };
-        } else if let Some(v) = line.strip_prefix(b"ClockID: ") {
-            t.clock = signed(v) as i32;
-        }
-    }
-    // Newer kernels list the newest first; ids can only be had again in ascending order.
-    out.sort_by_key(|t| t.id);
-    out
 }
 
 /// /proc/PID/stat of a child; of one that is on its way out (it may have left the computation already) once it is a zombie:
@@ -155,6 +111,7 @@ pub fn capture(
     vvar: Range,
     restart_info: u64,
     protected: &[i32],
+    timers: &Timers,
 ) -> Result<Process, String> {
     let f = stat_fields()?;
     let field = |n: usize| f.get(n - 3).copied().unwrap_or(0);
@@ -173,13 +130,6 @@ pub fn capture(
         // SAFETY: a is the kernel's struct sigaction.
         _ = unsafe { sc!(rt_sigaction, signal, 0, a.as_mut_ptr(), 8) };
         sigactions.push(SigAction { handler: a[0], flags: a[1], restorer: a[2], mask: a[3] });
-    }
-    let mut itimers = [(0, 0); 3];
-    for (which, t) in itimers.iter_mut().enumerate() {
-        let mut v = [0u64; 4];
-        // SAFETY: v is a struct itimerval: interval, then value.
-        _ = unsafe { sc!(getitimer, which, v.as_mut_ptr()) };
-        *t = (v[2] * 1_000_000 + v[3], v[0] * 1_000_000 + v[1]);
     }
     let (mut pdeathsig, mut subreaper) = (0i32, 0i32);
     // SAFETY: both write an int; brk and personality take no pointer.
@@ -237,8 +187,8 @@ pub fn capture(
         vdso_content,
         sigactions,
         pending: crate::pending::of(crate::pending::PROCESS),
-        itimers,
-        timers: posix_timers(),
+        itimers: timers.intervals,
+        timers: timers.posix.clone(),
         zombies: zombies(tids),
         restart_info,
         protected_fds: protected.to_vec(),
@@ -251,43 +201,9 @@ pub fn capture(
 /// In a restored process: what the kernel keeps and only the process can set up again.
 pub fn restore(p: &Process) {
     for t in &p.timers {
-        restore_timer(t);
+        timers::make(t);
     }
-    for (which, &(value, interval)) in p.itimers.iter().enumerate() {
-        // ITIMER_REAL stands still from its expiry until SIGALRM is taken, which may be waiting among the pending signals.
-        let value = if which == 0 && value == 0 { interval } else { value };
-        if value != 0 {
-            let v = [interval / 1_000_000, interval % 1_000_000, value / 1_000_000, value % 1_000_000];
-            // SAFETY: v is a struct itimerval.
-            _ = unsafe { sc!(setitimer, which, v.as_ptr(), 0) };
-        }
-    }
+    timers::arm(&p.itimers);
     // The threads have put the others back themselves.
     crate::pending::put_back_if_leaderless();
-}
-
-/// Makes the timer under its old id: the kernel hands out ids in ascending order, so those before it are made and deleted.
-fn restore_timer(t: &PosixTimer) {
-    // struct sigevent: value, signo, notify, tid; 64 bytes.
-    let mut event = [0u8; 64];
-    event[..8].copy_from_slice(&t.value.to_ne_bytes());
-    event[8..12].copy_from_slice(&t.signo.to_ne_bytes());
-    event[12..16].copy_from_slice(&t.notify.to_ne_bytes());
-    event[16..20].copy_from_slice(&t.tid.to_ne_bytes());
-    for _ in 0..=t.id {
-        let mut id = 0i32;
-        // SAFETY: event is a struct sigevent, id an int, spec a struct itimerspec.
-        unsafe {
-            if sc!(timer_create, t.clock, event.as_ptr(), &raw mut id).is_err() {
-                return;
-            }
-            if id == t.id {
-                let ns = |n: u64| [n / 1_000_000_000, n % 1_000_000_000];
-                let spec = [ns(t.interval_ns), ns(t.remaining_ns)];
-                _ = sc!(timer_settime, id, 0, spec.as_ptr(), 0);
-                return;
-            }
-            _ = sc!(timer_delete, id);
-        }
-    }
 }

@@ -23,7 +23,7 @@ use core::{
     mem::zeroed,
     sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::*},
 };
-pub use parked::{as_program, leave_job};
+pub use parked::{as_program, leave_job, take_pending};
 use slackwater_image::meta;
 pub use slot::{Slot, restore as restore_self};
 
@@ -231,7 +231,6 @@ pub fn stop(deadline_ns: u64) -> Result<Stopped, String> {
             let leader_gone = parked.binary_search(&pid).is_err() && pid != me;
             // What still rings for this thread is no signal of the program's.
             relay::wait(&mut [], Some(0));
-            parked::take_pending(leader_gone);
             return Ok(Stopped { tids: parked, leader_gone });
         }
         if sys::now_ns() > end {

@@ -174,7 +174,8 @@ fn any_queued() -> bool {
 
 /// With all threads parked: what waits for them and for the process goes into [`pending`]'s table, and back.
 ///
-/// It must be looked for now: a thread that parked early may have been sent a signal by one that parked late.
+/// To be done late: a thread that parked early may be sent a signal by one that parks late, and the process by others and by its
+/// timers for as long as it stands.
 pub fn take_pending(leader_gone: bool) {
     pending::clear(leader_gone);
     if !any_queued() {
