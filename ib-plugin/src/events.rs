@@ -13,7 +13,20 @@ static PLUGIN: Plugin = Plugin {
     name: SCOPE.as_ptr(),
     event,
     user: core::ptr::null_mut(),
+    events: EVENTS,
 };
+
+/// The runtime does not even wrap thread creation for us.
+const EVENTS: u64 = Event::PreSuspend.bit()
+    | Event::Suspended.bit()
+    | Event::Quiesce.bit()
+    | Event::Save.bit()
+    | Event::Resume.bit()
+    | Event::Restart.bit()
+    | Event::Restarted.bit()
+    | Event::PreFork.bit()
+    | Event::PostForkParent.bit()
+    | Event::PostForkChild.bit();
 
 /// Handles one event; public for runtimes that link the plugin (tests).
 ///
@@ -52,7 +65,7 @@ pub unsafe extern "C" fn event(_user: *mut c_void, info: *mut Info) -> c_int {
                 cm::suspended();
                 Verdict::Done
             }
-            Some(Event::PreSuspend) | None => Verdict::Done,
+            _ => Verdict::Done,
         }
     };
     verdict as c_int

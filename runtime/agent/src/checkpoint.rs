@@ -116,6 +116,10 @@ pub fn query(keys: Vec<(String, Vec<u8>)>) -> Result<Vec<Option<Vec<u8>>>, Strin
 
 /// `slackwater_checkpoint()`.
 pub fn from_program() -> c_int {
+    if gate::excluded() {
+        sys::complain("slackwater_checkpoint() between slackwater_no_checkpoint_begin() and its end takes none");
+        return -1;
+    }
     let (seen, restarts) = (FINISHED.load(Acquire), restarts());
     if slackwater_hook::thread::guarded(|| send(&FromProcess::RequestCheckpoint)).is_err() {
         return -1;
@@ -131,8 +135,17 @@ fn note() -> &'static RestartInfo {
     unsafe { &*NOTE.0.get() }
 }
 
-fn restarts() -> u64 {
+/// How often this process has been restored.
+pub fn restarts() -> u64 {
     note().restarts
+}
+
+/// The last generation that was committed with this process in it; 0: none yet.
+static GENERATION: AtomicU64 = AtomicU64::new(0);
+
+/// The last generation that was committed with this process in it; 0: none yet.
+pub fn generation() -> u64 {
+    GENERATION.load(Relaxed)
 }
 
 fn finished(result: c_int) {
@@ -223,6 +236,9 @@ impl Keeper {
                         self.writing = Some((g, w, image));
                     }
                 }
+                if failed.is_none() {
+                    GENERATION.store(generation, Relaxed);
+                }
                 finished(if failed.is_some() { -1 } else { 0 });
                 Ok(())
             }
@@ -231,6 +247,8 @@ impl Keeper {
                 _ = unsafe { sc!(kill, sys::getpid(), libc::SIGKILL) };
                 Ok(())
             }
+            // Of a checkpoint that failed here before anything stood: the coordinator waits for an answer all the same.
+            ToProcess::Resume { generation, .. } => send(&FromProcess::Resumed { generation, stopped_us: 0 }),
             // Left over from a checkpoint that failed here first.
             _ => Ok(()),
         }
@@ -263,7 +281,11 @@ impl Keeper {
         // In a restored process the clock of the other history says nothing.
         let stopped_us = if restarts() == before { (sys::now_ns() - since) / 1000 } else { 0 };
         result?;
-        send(&FromProcess::Resumed { generation, stopped_us })
+        send(&FromProcess::Resumed { generation, stopped_us })?;
+        match plugins::dispatch(Event::Running, 0, self.member, self.generation) {
+            Ok(_) => Ok(()),
+            Err(e) => send(&FromProcess::Log { line: format!("running: {e}") }),
+        }
     }
 
     /// While the threads stand. An error means that the coordinator is lost.
@@ -337,7 +359,8 @@ impl Keeper {
         plugins::dispatch(Event::Save, 0, self.member, generation)?;
         let protected = protected();
         let Wish { folder, sync, codec, elsewhere } = wish;
-        let sections = stop::as_program(|| survey.fill(&protected, &elsewhere))??;
+        let mut sections = stop::as_program(|| survey.fill(&protected, &elsewhere))??;
+        sections.extend(plugins::sections());
         let (vdso, vvar) = maps::vdso()?;
         let path = format!("{folder}/{}", self.file_name());
         let c_path = CString::new(path.as_str()).map_err(|e| e.to_string())?;
@@ -397,8 +420,10 @@ impl Keeper {
         MEMBER.store(note.member, Relaxed);
         init::adopt(note)?;
         leave_program_table()?;
-        finished(1);
         let generation = note.generation;
+        self.generation = generation;
+        GENERATION.store(generation, Relaxed);
+        finished(1);
         let result = loop {
             match receive() {
                 Ok(ToProcess::Round { kind: kind @ RoundKind::Restart, round, members }) => {

@@ -15,6 +15,7 @@ pub mod gate;
 pub mod shell;
 pub mod spawn;
 pub mod target;
+pub mod thread;
 
 use crate::{conn, sys};
 use alloc::format;

@@ -5,7 +5,9 @@
 use crate::{
     arch, arena, checkpoint, conn,
     conn::Connection,
-    follow, guard, libc_facts, plugins, relay, stop,
+    follow, guard, libc_facts, plugins,
+    plugins::Event,
+    relay, stop,
     sys::{self, complain},
 };
 use alloc::{
@@ -78,16 +80,38 @@ unsafe extern "C" fn constructor(_argc: c_int, _argv: *const *const c_char, envp
     let (Some(address), Some(folder)) = (address, folder) else { return };
     libc_facts::probe();
     // SAFETY: the loader's arguments.
-    follow::env::remember(unsafe { variable(envp, names::ENV_PLUGINS) });
+    let named = unsafe { variable(envp, names::ENV_PLUGINS) };
+    follow::env::remember(named);
+    plugins::options::remember(named.unwrap_or_default());
     guard::install();
+    follow::thread::prepare();
+    let token = token.unwrap_or_default();
+    let becomes = names::token_pid(token) == Some(sys::getpid());
     let result = read_secret(folder).and_then(|secret| {
         let config = Config { address: address.to_string(), folder: folder.to_string(), secret };
         // SAFETY: no other thread of ours yet.
         unsafe { *CONFIG.0.get() = Some(config) };
-        start(token.map_or(0, names::parse_token))
+        plugins::dispatch(Event::Init, 0, 0, 0)?;
+        if becomes {
+            plugins::dispatch(Event::Postexec, 0, 0, 0)?;
+        }
+        start(names::parse_token(token))
     });
     if let Err(e) = result {
         complain(&format!("this process is not part of the computation and will not be in its checkpoints: {e}"));
+    }
+}
+
+type Destructor = extern "C" fn();
+
+#[used]
+#[unsafe(link_section = ".fini_array")]
+static DESTRUCTOR: Destructor = destructor;
+
+/// exit(3), or the return of `main`.
+extern "C" fn destructor() {
+    if config().is_some() {
+        plugins::tell(Event::Exit);
     }
 }
 
@@ -122,7 +146,12 @@ fn start_pthread(token: u64) -> Result<(), String> {
     // SAFETY: the thread gets no argument.
     unsafe {
         let mut thread: libc::pthread_t = core::mem::zeroed();
-        let r = libc::pthread_create(&raw mut thread, core::ptr::null(), run_pthread, core::ptr::null_mut());
+        let r = follow::thread::real::pthread_create(
+            &raw mut thread,
+            core::ptr::null(),
+            run_pthread as *const c_void,
+            core::ptr::null_mut(),
+        );
         if r != 0 {
             return Err(format!("the checkpoint thread cannot be made: errno {r}"));
         }

@@ -1,23 +1,30 @@
-//! The C interface of `slackwater.h`, and the calls of plugins' hooks.
+//! Plugins: who has registered, and the calls of their hooks. The C interface of `slackwater.h` is in [`exports`].
 //!
-//! Hooks run on the checkpoint thread (fork hooks on the forking one). What they publish is kept here until the round's
-//! answer takes it along; queries go to the coordinator at once, for the checkpoint thread owns the connection then.
-use crate::{arena, checkpoint, sys};
-use alloc::{
-    format,
-    string::{String, ToString},
-    vec::Vec,
-};
+//! Hooks of a checkpoint and of a restart run on the checkpoint thread; those of a birth (fork, exec), of a thread and of the
+//! process's beginning and end on the thread that they are about, inside the wrapper guard, so that no hook is ever stopped in its
+//! middle. What hooks publish is kept here until the round's answer takes it along; queries go to the coordinator at once,
+//! for the checkpoint thread owns the connection then.
+mod exports;
+mod ids;
+pub mod options;
+
+use crate::sys;
+use alloc::{format, string::String, vec::Vec};
 use core::{
-    alloc::Layout,
     cell::UnsafeCell,
     ffi::{CStr, c_char, c_int, c_void},
+    mem::offset_of,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::*},
 };
-use slackwater_hook::{elf, thread};
+use slackwater_hook::thread;
 use slackwater_protocol::message::Entry;
 
 const ABI: u32 = 1;
+
+const PTHREAD_CANCEL_DISABLE: c_int = 1;
+unsafe extern "C" {
+    fn pthread_setcancelstate(state: c_int, old: *mut c_int) -> c_int;
+}
 
 /// `enum slackwater_event`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,12 +50,44 @@ pub enum Event {
     PostforkParent = 8,
     /// Forked, child.
     PostforkChild = 9,
+    /// Before `main`, or what else comes after the constructors.
+    Init = 10,
+    /// The program runs again, after a checkpoint or a restart.
+    Running = 11,
+    /// exit(3).
+    Exit = 12,
+    /// About to become another program.
+    Preexec = 13,
+    /// Has become another program.
+    Postexec = 14,
+    /// Has not.
+    ExecFailed = 15,
+    /// A thread's first moment.
+    ThreadStart = 16,
+    /// Its last.
+    ThreadExit = 17,
 }
 
 impl Event {
-    /// These go to plugins in the opposite order of registration.
+    /// These go to plugins in the opposite of the command line's order.
     fn reversed(self) -> bool {
-        matches!(self, Self::Resume | Self::Restart | Self::Restarted | Self::PostforkParent | Self::PostforkChild)
+        matches!(
+            self,
+            Self::Resume
+                | Self::Restart
+                | Self::Restarted
+                | Self::Running
+                | Self::PostforkParent
+                | Self::PostforkChild
+                | Self::ExecFailed
+                | Self::ThreadExit
+                | Self::Exit
+        )
+    }
+
+    /// These make something right again: all plugins hear of them, whatever one of them says.
+    fn goes_on(self) -> bool {
+        self.reversed() || matches!(self, Self::Prefork | Self::Preexec | Self::ThreadStart)
     }
 }
 
@@ -63,6 +102,7 @@ pub struct Info {
     generation: u64,
     error: *mut c_char,
     error_len: usize,
+    restarts: u64,
 }
 
 /// `struct slackwater_plugin`.
@@ -73,22 +113,31 @@ pub struct Plugin {
     name: *const c_char,
     event: Option<unsafe extern "C" fn(*mut c_void, *mut Info) -> c_int>,
     user: *mut c_void,
+    /// Not read unless `size` says that it is there.
+    events: u64,
 }
 
-/// `struct slackwater_query`.
-#[repr(C)]
-pub struct Query {
-    key: *const u8,
-    key_len: usize,
-    value: *mut u8,
-    value_len: usize,
+/// What a plugin of the first header has.
+const SMALLEST: usize = offset_of!(Plugin, events);
+
+/// A plugin that has registered.
+#[derive(Clone, Copy)]
+struct Registered {
+    plugin: *const Plugin,
+    /// Bits of the events that it wants to hear of.
+    events: u64,
+    /// Where its library stands among the loaded objects: the order of the command line.
+    position: usize,
 }
 
+#[derive(Default)]
 struct State {
-    plugins: Vec<&'static Plugin>,
+    plugins: Vec<Registered>,
+    refused: c_int,
     publish: Vec<Entry>,
     cutouts: Vec<(u64, u64)>,
     protected: Vec<i32>,
+    sections: Vec<(String, Vec<u8>)>,
 }
 
 /// Registered plugins and what they left with us.
@@ -97,30 +146,38 @@ struct Shared {
     state: UnsafeCell<State>,
 }
 
-// SAFETY: `state` is only touched under `lock`, inside the wrapper guard, so that no holder is ever stopped.
+// SAFETY: `state` is only touched under `lock`, inside the wrapper guard, so that no holder is ever stopped. Plugins live
+// as long as the process.
 unsafe impl Sync for Shared {}
 
 static SHARED: Shared = Shared {
     lock: AtomicBool::new(false),
     state: UnsafeCell::new(State {
         plugins: Vec::new(),
+        refused: 0,
         publish: Vec::new(),
         cutouts: Vec::new(),
         protected: Vec::new(),
+        sections: Vec::new(),
     }),
 };
 static MEMBERS: AtomicU64 = AtomicU64::new(1);
+/// Bits of the events that any plugin wants to hear of.
+static WANTED: AtomicU64 = AtomicU64::new(0);
 
 fn with<R>(f: impl FnOnce(&mut State) -> R) -> R {
     thread::guarded(|| {
-        while SHARED.lock.compare_exchange_weak(false, true, Acquire, Relaxed).is_err() {
-            core::hint::spin_loop();
-        }
+        lock();
         // SAFETY: the lock is ours.
         let r = f(unsafe { &mut *SHARED.state.get() });
-        SHARED.lock.store(false, Release);
+        unlock();
         r
     })
+}
+
+/// Does any plugin want to hear of this? One load: for places that are often passed.
+pub fn wanted(event: Event) -> bool {
+    WANTED.load(Relaxed) & 1 << event as u32 != 0
 }
 
 /// Calls every plugin's hook. True: one of them wants another round.
@@ -128,13 +185,36 @@ fn with<R>(f: impl FnOnce(&mut State) -> R) -> R {
 /// # Errors
 /// The first plugin's message; the others are still called for the events that set things right again.
 pub fn dispatch(event: Event, round: u32, member: u64, generation: u64) -> Result<bool, String> {
+    if event == Event::Presuspend || event == Event::Restart && round == 0 {
+        // Left over from a checkpoint that failed, or from before the cut.
+        with(|s| s.publish.clear());
+    }
+    if !wanted(event) {
+        return Ok(false);
+    }
+    // Hooks may well pass a cancellation point; the program's thread is to be cancelled outside of them (and of our guard).
+    let mut cancel = 0;
+    // SAFETY: this thread's own; writable.
+    unsafe { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &raw mut cancel) };
+    let result = dispatch_all(event, round, member, generation);
+    // SAFETY: as it was.
+    unsafe { pthread_setcancelstate(cancel, core::ptr::null_mut()) };
+    result
+}
+
+fn dispatch_all(event: Event, round: u32, member: u64, generation: u64) -> Result<bool, String> {
     let mut plugins = with(|s| s.plugins.clone());
     if event.reversed() {
         plugins.reverse();
     }
     let (mut again, mut failure) = (false, None);
-    for p in plugins {
-        let Some(hook) = p.event else { continue };
+    for registered in plugins.into_iter().filter(|r| r.events & 1 << event as u32 != 0) {
+        // SAFETY: as long-lived as the process, by contract, and of at least SMALLEST bytes, which these fields lie in.
+        let (name, hook, user) = unsafe {
+            let p = registered.plugin;
+            ((&raw const (*p).name).read(), (&raw const (*p).event).read(), (&raw const (*p).user).read())
+        };
+        let Some(hook) = hook else { continue };
         let mut error = [0u8; 1024];
         let mut info = Info {
             size: size_of::<Info>() as u32,
@@ -145,25 +225,37 @@ pub fn dispatch(event: Event, round: u32, member: u64, generation: u64) -> Resul
             generation,
             error: error.as_mut_ptr().cast(),
             error_len: error.len(),
+            restarts: crate::checkpoint::restarts(),
         };
         // SAFETY: the plugin's own hook and user pointer; info outlives the call.
-        let r = unsafe { hook(p.user, &raw mut info) };
+        let r = unsafe { hook(user, &raw mut info) };
         match r {
             0 => {}
             1 => again = true,
             _ => {
                 let text = CStr::from_bytes_until_nul(&error).map(|c| c.to_string_lossy().into_owned());
-                let text = text.unwrap_or_default();
+                let text = text.ok().filter(|t| !t.is_empty()).unwrap_or_else(|| format!("it gave no reason ({r})"));
                 // SAFETY: checked at registration to be a C string.
-                let name = unsafe { CStr::from_ptr(p.name) }.to_string_lossy();
+                let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
                 failure.get_or_insert(format!("plugin {name}: {text}"));
-                if !event.reversed() {
+                if !event.goes_on() {
                     break;
                 }
             }
         }
     }
     failure.map_or(Ok(again), Err)
+}
+
+/// For events that stand in nobody's way: an error is a line on stderr.
+pub fn tell(event: Event) {
+    if wanted(event) {
+        thread::guarded(|| {
+            if let Err(e) = dispatch(event, 0, crate::checkpoint::member(), 0) {
+                sys::complain(&e);
+            }
+        });
+    }
 }
 
 /// Has any plugin registered? (Plugins are preloaded behind this library, so their constructors run before ours.)
@@ -181,6 +273,11 @@ pub fn cutouts() -> Vec<(u64, u64)> {
     with(|s| s.cutouts.clone())
 }
 
+/// Sections that plugins add to the image.
+pub fn sections() -> Vec<(String, Vec<u8>)> {
+    with(|s| s.sections.clone())
+}
+
 /// Descriptors that belong to plugins.
 pub fn protected() -> Vec<i32> {
     with(|s| s.protected.clone())
@@ -196,169 +293,6 @@ pub fn lock() {
 /// After it, in parent and child.
 pub fn unlock() {
     SHARED.lock.store(false, Release);
-}
-
-/// Registers a plugin.
-///
-/// # Safety
-/// As in the header: `plugin` lives as long as the process.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn slackwater_plugin_register(plugin: *const Plugin) -> c_int {
-    // SAFETY: the caller's.
-    let Some(p) = (unsafe { plugin.as_ref() }) else { return -1 };
-    if p.abi != ABI || (p.size as usize) < size_of::<Plugin>() || p.name.is_null() {
-        sys::complain("a plugin speaks another version of slackwater.h and is left out");
-        return -1;
-    }
-    with(|s| s.plugins.push(p));
-    0
-}
-
-/// # Safety
-/// `p` is readable for `n` bytes.
-unsafe fn bytes(p: *const c_void, n: usize) -> Vec<u8> {
-    if n == 0 {
-        return Vec::new();
-    }
-    // SAFETY: the caller's.
-    unsafe { core::slice::from_raw_parts(p.cast::<u8>(), n) }.to_vec()
-}
-
-/// Publishes a value.
-///
-/// # Safety
-/// Pointers are readable for their lengths.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn slackwater_publish(
-    scope: *const c_char,
-    key: *const c_void,
-    key_len: usize,
-    value: *const c_void,
-    value_len: usize,
-) -> c_int {
-    // SAFETY: the caller's.
-    let entry = unsafe {
-        Entry {
-            scope: CStr::from_ptr(scope).to_string_lossy().to_string(),
-            key: bytes(key, key_len),
-            value: bytes(value, value_len),
-        }
-    };
-    with(|s| s.publish.push(entry));
-    0
-}
-
-/// Asks for published values; 0, or -1 when the coordinator is out of reach.
-///
-/// # Safety
-/// `queries` points to `n` of them, with readable keys.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn slackwater_query(scope: *const c_char, queries: *mut Query, n: usize) -> c_int {
-    if n == 0 {
-        return 0;
-    }
-    // SAFETY: the caller's.
-    let (scope, queries) =
-        unsafe { (CStr::from_ptr(scope).to_string_lossy().to_string(), core::slice::from_raw_parts_mut(queries, n)) };
-    // SAFETY: the caller's.
-    let keys = queries.iter().map(|q| (scope.clone(), unsafe { bytes(q.key.cast(), q.key_len) })).collect();
-    let Ok(values) = checkpoint::query(keys) else { return -1 };
-    for (q, v) in queries.iter_mut().zip(values) {
-        (q.value, q.value_len) = (core::ptr::null_mut(), 0);
-        if let Some(v) = v {
-            q.value_len = v.len();
-            q.value = arena::alloc(layout(v.len().max(1), 1));
-            if q.value.is_null() {
-                return -1;
-            }
-            // SAFETY: just allocated with this length.
-            unsafe { core::ptr::copy_nonoverlapping(v.as_ptr(), q.value, v.len()) };
-        }
-    }
-    0
-}
-
-fn layout(size: usize, align: usize) -> Layout {
-    Layout::from_size_align(size, align.max(1).next_power_of_two()).unwrap_or(Layout::new::<u8>())
-}
-
-/// The checkpoint thread's heap. NULL when memory is short.
-#[unsafe(no_mangle)]
-pub extern "C" fn slackwater_alloc(size: usize, align: usize) -> *mut c_void {
-    thread::guarded(|| arena::alloc(layout(size.max(1), align))).cast()
-}
-
-/// Frees.
-///
-/// # Safety
-/// From `slackwater_alloc` with the same size and alignment.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn slackwater_free(p: *mut c_void, size: usize, align: usize) {
-    if !p.is_null() {
-        // SAFETY: the caller's.
-        thread::guarded(|| unsafe { arena::free(p.cast(), layout(size.max(1), align)) });
-    }
-}
-
-/// From here on the calling thread is not stopped.
-#[unsafe(no_mangle)]
-pub extern "C" fn slackwater_wrapper_enter() {
-    thread::wrapper_enter();
-}
-
-/// The end of it.
-#[unsafe(no_mangle)]
-pub extern "C" fn slackwater_wrapper_exit() {
-    thread::wrapper_exit();
-}
-
-/// The next definition of a symbol.
-///
-/// # Safety
-/// `symbol` and `version` (or NULL) are C strings.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn slackwater_next(
-    own_address: *const c_void,
-    symbol: *const c_char,
-    version: *const c_char,
-) -> *mut c_void {
-    // SAFETY: the caller's.
-    let (symbol, version) =
-        unsafe { (CStr::from_ptr(symbol), if version.is_null() { None } else { Some(CStr::from_ptr(version)) }) };
-    elf::next(own_address as usize, symbol, version).unwrap_or(0) as *mut c_void
-}
-
-/// A descriptor that is the plugin's own.
-#[unsafe(no_mangle)]
-pub extern "C" fn slackwater_protect_fd(fd: c_int) {
-    with(|s| {
-        if !s.protected.contains(&fd) {
-            s.protected.push(fd);
-        }
-    });
-}
-
-/// No longer.
-#[unsafe(no_mangle)]
-pub extern "C" fn slackwater_unprotect_fd(fd: c_int) {
-    with(|s| s.protected.retain(|&x| x != fd));
-}
-
-/// Leaves whole pages out of the image; -1 if they are none.
-#[unsafe(no_mangle)]
-pub extern "C" fn slackwater_cutout(address: *mut c_void, length: usize) -> c_int {
-    let start = address as u64;
-    if !start.is_multiple_of(4096) || !length.is_multiple_of(4096) || length == 0 {
-        return -1;
-    }
-    with(|s| s.cutouts.push((start, start + length as u64)));
-    0
-}
-
-/// Takes a checkpoint and waits for it: 0 committed, 1 restarted from it, -1 failed.
-#[unsafe(no_mangle)]
-pub extern "C" fn slackwater_checkpoint() -> c_int {
-    checkpoint::from_program()
 }
 
 /// How many processes the computation has (told by the coordinator's rounds).

@@ -56,6 +56,9 @@ pub enum Command {
         #[arg(long, hide = true)]
         daemon: bool,
     },
+    /// Does nothing, in a process into which libraries are preloaded as into a program: `launch` tries plugins by it
+    #[command(hide = true)]
+    TryPlugins,
     /// Show what an image holds, and verify it
     Inspect {
         /// Image file in a generation's folder
@@ -132,8 +135,8 @@ pub struct CoordinatorOptions {
     /// How images are compressed
     #[arg(long, default_value = "lz4", value_parser = ["raw", "lz4", "zstd"])]
     codec: String,
-    /// Preload a plugin (a shared library) into each process; may be repeated
-    #[arg(long = "plugin", value_name = "PATH")]
+    /// Preload a plugin (a shared library) into each process, with options of its own; may be repeated
+    #[arg(long = "plugin", value_name = "PATH[,KEY=VALUE]...")]
     pub plugins: Vec<PathBuf>,
     /// How long stopping all processes may take before the checkpoint counts as failed
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "300", hide_short_help = true)]

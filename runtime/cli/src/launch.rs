@@ -3,7 +3,7 @@
 //! Rules: the program must see what it would see without us (parent, pid, terminal, signals, descriptors, exit status), so
 //! this process replaces itself by it; and everything before that is on the clock: no threads, no runtime, nothing big read.
 #![allow(unsafe_code)] // execve(2)
-use crate::{args, check};
+use crate::{args, check, plugin};
 use anyhow::{Context, Result, bail};
 use slackwater_coordinator::spawn_daemon;
 use slackwater_protocol::names;
@@ -23,8 +23,14 @@ pub fn launch(launch: args::Launch) -> Result<()> {
     let own = env::current_exe().context("cannot find the slackwater executable")?;
     let library = library(&own)?;
     let mut options = launch.options.into_options();
-    options.plugins = options.plugins.iter().map(|plugin| preloadable(plugin)).collect::<Result<_>>()?;
-    options.plugins.extend(verbs_plugin(&library, &options.plugins));
+    let mut plugins = options.plugins.iter().map(|named| plugin::parse(named)).collect::<Result<Vec<_>>>()?;
+    if !plugins.is_empty() {
+        plugin::try_out(&own, &library, &plugins)?;
+    }
+    let paths: Vec<PathBuf> = plugins.iter().map(|plugin| plugin.path.clone()).collect();
+    let verbs = verbs_plugin(&library, &paths);
+    plugins.extend(verbs.map(plugin::Plugin::from));
+    options.plugins = plugins.iter().map(|plugin| plugin.path.clone()).collect();
     let token = rand_token()?;
     options.expect = Some((token, i32::try_from(process::id())?));
     let preload = preload(&library, &options.plugins);
@@ -39,7 +45,7 @@ pub fn launch(launch: args::Launch) -> Result<()> {
     set(names::ENV_DIR, daemon.dir.into());
     set(names::ENV_TOKEN, names::format_token(token).into());
     set(names::ENV_PRELOAD, preload);
-    set(names::ENV_PLUGINS, join(&options.plugins));
+    set(names::ENV_PLUGINS, plugin::variable(&plugins)?.into());
     let error = exec(&program, &launch.command, &environment)?;
     // The coordinator sees this process end, and ends too.
     Err(error).with_context(|| format!("{}: cannot be executed", program.display()))
@@ -80,7 +86,7 @@ fn verbs_plugin(library: &Path, named: &[PathBuf]) -> Option<PathBuf> {
 }
 
 /// Absolute path of a library that LD_PRELOAD can name.
-fn preloadable(path: &Path) -> Result<PathBuf> {
+pub fn preloadable(path: &Path) -> Result<PathBuf> {
     let full = path.canonicalize().with_context(|| format!("{}: cannot be preloaded", path.display()))?;
     if !full.is_file() {
         bail!("{}: cannot be preloaded: is no file", full.display());
@@ -98,7 +104,7 @@ fn join(paths: &[PathBuf]) -> OsString {
 }
 
 /// Ours, then plugins, then what was preloaded already (but for a library of ours: launch within a launched program).
-fn preload(library: &Path, plugins: &[PathBuf]) -> OsString {
+pub fn preload(library: &Path, plugins: &[PathBuf]) -> OsString {
     let mut all = vec![library.to_path_buf()];
     all.extend_from_slice(plugins);
     let before = env::var_os(names::ENV_PRELOAD).unwrap_or_default();

@@ -11,6 +11,7 @@ mod coordinator;
 mod doctor;
 mod inspect;
 mod launch;
+mod plugin;
 mod restart;
 
 use clap::Parser;
@@ -36,6 +37,7 @@ pub fn run() -> i32 {
         args::Command::Kill { dir } => command::kill(&dir.dir),
         args::Command::Coordinator { dir, options, daemon } => coordinator::run(&dir.dir, options, daemon),
         args::Command::Doctor { dir, json, program } => doctor::doctor(&dir.dir, json, program.as_ref()),
+        args::Command::TryPlugins => plugin::tried(),
         args::Command::Inspect { image, json, no_verify } => inspect::inspect(&image, json, !no_verify),
     };
     // Nobody else does: the standard library flushes at the end of its own main only.

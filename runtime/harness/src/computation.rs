@@ -85,6 +85,8 @@ pub struct Computation {
     /// Words before the command that starts the program.
     under: Vec<String>,
     running: Option<Running>,
+    /// Standard error of what ended last.
+    ended: Output,
 }
 
 impl Computation {
@@ -113,7 +115,7 @@ impl Computation {
         }
         let stop = folder.path().join("stop");
         let env = vec![("SW_STOP".to_owned(), stop.to_string_lossy().into_owned())];
-        Ok(Self { folder, kit: None, mode, env, under: Vec::new(), running: None })
+        Ok(Self { folder, kit: None, mode, env, under: Vec::new(), running: None, ended: Output::default() })
     }
 
     /// Sets an environment variable of the program.
@@ -306,6 +308,26 @@ impl Computation {
         Ok(())
     }
 
+    /// What was written to standard error by what ended last.
+    #[must_use]
+    pub fn last_errors(&self) -> String {
+        self.ended.tail(TAIL)
+    }
+
+    /// As [`Computation::finish`], for several programs of which each prints its `PASS`.
+    ///
+    /// # Errors
+    /// When one says or does something else.
+    pub fn finish_all(&mut self, programs: u32) -> Result<()> {
+        fs::write(self.folder.path().join("stop"), "")?;
+        for _ in 0..programs {
+            self.wait_line("PASS")?;
+        }
+        let status = self.wait_exit()?;
+        ensure!(status.success(), "they printed PASS, and it ended with {status}");
+        Ok(())
+    }
+
     /// Waits for the end of what runs.
     ///
     /// # Errors
@@ -316,6 +338,10 @@ impl Computation {
             Some(status) => {
                 if let Some(running) = self.running.take() {
                     running.out.wait_end(patience())?;
+                    if running.terminal.is_none() {
+                        running.err.wait_end(patience())?;
+                    }
+                    self.ended = running.err;
                 }
                 Ok(status)
             }

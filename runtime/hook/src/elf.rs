@@ -335,6 +335,12 @@ pub fn object_at(address: usize) -> Option<(usize, &'static CStr)> {
     owner(address).map(|m| (m.addr, m.name()))
 }
 
+/// Where the object that holds `address` stands in the search order of the program's own namespace.
+pub fn position(address: usize) -> Option<usize> {
+    let own = owner(address)?;
+    objects(namespaces().next()?).position(|m| core::ptr::eq(m, own))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -391,5 +397,7 @@ mod tests {
     fn knows_its_own_object() {
         let own = knows_its_own_object as fn() as usize;
         assert_eq!(object_at(own).unwrap().1, c"");
+        assert_eq!(position(own), Some(0));
+        assert!(position(first(c"getpid", None).unwrap()) > Some(0));
     }
 }

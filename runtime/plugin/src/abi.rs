@@ -25,9 +25,22 @@ pub enum Event {
     PreFork = 7,
     PostForkParent = 8,
     PostForkChild = 9,
+    Init = 10,
+    Running = 11,
+    Exit = 12,
+    PreExec = 13,
+    PostExec = 14,
+    ExecFailed = 15,
+    ThreadStart = 16,
+    ThreadExit = 17,
 }
 
 impl Event {
+    /// Its bit in [`Plugin::events`].
+    pub const fn bit(self) -> u64 {
+        1 << self as u32
+    }
+
     /// The event of this number; None: of a newer runtime.
     pub const fn from_raw(raw: u32) -> Option<Self> {
         Some(match raw {
@@ -41,6 +54,14 @@ impl Event {
             7 => Self::PreFork,
             8 => Self::PostForkParent,
             9 => Self::PostForkChild,
+            10 => Self::Init,
+            11 => Self::Running,
+            12 => Self::Exit,
+            13 => Self::PreExec,
+            14 => Self::PostExec,
+            15 => Self::ExecFailed,
+            16 => Self::ThreadStart,
+            17 => Self::ThreadExit,
             _ => return None,
         })
     }
@@ -67,6 +88,7 @@ pub struct Info {
     pub generation: u64,
     pub error: *mut c_char,
     pub error_len: usize,
+    pub restarts: u64,
 }
 
 /// `struct slackwater_plugin`.
@@ -78,6 +100,25 @@ pub struct Plugin {
     pub name: *const c_char,
     pub event: unsafe extern "C" fn(user: *mut c_void, info: *mut Info) -> c_int,
     pub user: *mut c_void,
+    pub events: u64,
+}
+
+/// `struct slackwater_status`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Status {
+    pub size: u32,
+    pub members: u32,
+    pub member: u64,
+    pub generation: u64,
+    pub restarts: u64,
+}
+
+/// `struct slackwater_ids`.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Ids {
+    opaque: [u8; 0],
 }
 
 // SAFETY: the struct is handed to the runtime, which reads it only; `user` is the plugin's own affair.
@@ -132,5 +173,21 @@ slots! {
         unsafe extern "C" fn(*const c_void, *const c_char, *const c_char) -> *mut c_void;
     slackwater_slot_protect => "slackwater_protect_fd": unsafe extern "C" fn(c_int);
     slackwater_slot_unprotect => "slackwater_unprotect_fd": unsafe extern "C" fn(c_int);
+    slackwater_slot_option => "slackwater_option": unsafe extern "C" fn(*const c_void, *const c_char) -> *const c_char;
+    slackwater_slot_put => "slackwater_section_put":
+        unsafe extern "C" fn(*const c_char, *const c_void, usize) -> c_int;
+    slackwater_slot_get => "slackwater_section_get":
+        unsafe extern "C" fn(*const c_char, *mut usize) -> *const c_void;
+    slackwater_slot_ids_new => "slackwater_ids_new": unsafe extern "C" fn() -> *mut Ids;
+    slackwater_slot_ids_set => "slackwater_ids_set": unsafe extern "C" fn(*mut Ids, u64, u64);
+    slackwater_slot_ids_remove => "slackwater_ids_remove": unsafe extern "C" fn(*mut Ids, u64) -> c_int;
+    slackwater_slot_ids_real => "slackwater_ids_real": unsafe extern "C" fn(*mut Ids, u64, *mut u64) -> c_int;
+    slackwater_slot_ids_virtual => "slackwater_ids_virtual": unsafe extern "C" fn(*mut Ids, u64, *mut u64) -> c_int;
+    slackwater_slot_ids_next => "slackwater_ids_next":
+        unsafe extern "C" fn(*mut Ids, u64, *mut u64, *mut u64) -> c_int;
+    slackwater_slot_checkpoint => "slackwater_checkpoint": unsafe extern "C" fn() -> c_int;
+    slackwater_slot_status => "slackwater_status": unsafe extern "C" fn(*mut Status) -> c_int;
+    slackwater_slot_begin => "slackwater_no_checkpoint_begin": unsafe extern "C" fn();
+    slackwater_slot_end => "slackwater_no_checkpoint_end": unsafe extern "C" fn();
     slackwater_slot_cutout => "slackwater_cutout": unsafe extern "C" fn(*mut c_void, usize) -> c_int;
 }

@@ -17,7 +17,8 @@ pub mod abi;
 #[allow(unsafe_code)]
 mod api;
 
-pub use abi::{Event, Info, Plugin, Query, Verdict};
+pub use abi::{Event, Info, Plugin, Query, Status, Verdict};
 pub use api::{
-    NotRegistered, Wrapper, cutout, next, present, protect_fd, publish, query, register, report, unprotect_fd,
+    Checkpoint, Hook, IdTable, NoCheckpoint, NotRegistered, Wrapper, call, checkpoint, cutout, next, option, present,
+    protect_fd, publish, put_section, query, register, report, section, status, unprotect_fd,
 };

@@ -1,6 +1,6 @@
 //! The Rust side against the C header, by compiling a C program that prints what the compiler thinks of it.
 use core::mem::{offset_of, size_of};
-use slackwater_plugin::abi::{ABI, Event, Info, Plugin, Query, Verdict};
+use slackwater_plugin::abi::{ABI, Event, Info, Plugin, Query, Status, Verdict};
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 const C: &str = r#"
@@ -10,15 +10,18 @@ const C: &str = r#"
 #define O(t, f) printf(#t "." #f " %zu\n", offsetof(struct slackwater_##t, f))
 #define E(x) printf(#x " %d\n", (int)x)
 int main(void) {
-  S(info); S(plugin); S(query);
+  S(info); S(plugin); S(query); S(status);
   O(info, size); O(info, event); O(info, round); O(info, members); O(info, member); O(info, generation);
-  O(info, error); O(info, error_len);
+  O(info, error); O(info, error_len); O(info, restarts);
+  O(status, size); O(status, members); O(status, member); O(status, generation); O(status, restarts);
   O(plugin, abi); O(plugin, size); O(plugin, name); O(plugin, event); O(plugin, user);
+  O(plugin, events);
   O(query, key); O(query, key_len); O(query, value); O(query, value_len);
   E(SLACKWATER_ABI);
   E(SLACKWATER_PRESUSPEND); E(SLACKWATER_SUSPENDED); E(SLACKWATER_QUIESCE); E(SLACKWATER_SAVE); E(SLACKWATER_RESUME);
   E(SLACKWATER_RESTART); E(SLACKWATER_RESTARTED); E(SLACKWATER_PREFORK); E(SLACKWATER_POSTFORK_PARENT);
-  E(SLACKWATER_POSTFORK_CHILD); E(SLACKWATER_DONE); E(SLACKWATER_AGAIN); E(SLACKWATER_FAILED);
+  E(SLACKWATER_POSTFORK_CHILD); E(SLACKWATER_INIT); E(SLACKWATER_RUNNING); E(SLACKWATER_EXIT); E(SLACKWATER_PREEXEC);
+  E(SLACKWATER_POSTEXEC); E(SLACKWATER_EXEC_FAILED); E(SLACKWATER_THREAD_START); E(SLACKWATER_THREAD_EXIT); E(SLACKWATER_DONE); E(SLACKWATER_AGAIN); E(SLACKWATER_FAILED);
   return 0;
 }
 "#;
@@ -59,8 +62,9 @@ fn rust_and_c_agree() {
             $(rust.insert(format!("{}.{}", $c, stringify!($f)), offset_of!($t, $f) as i64);)*
         };
     }
-    layout!(Info as "info": size event round members member generation error error_len);
-    layout!(Plugin as "plugin": abi size name event user);
+    layout!(Info as "info": size event round members member generation error error_len restarts);
+    layout!(Plugin as "plugin": abi size name event user events);
+    layout!(Status as "status": size members member generation restarts);
     layout!(Query as "query": key key_len value value_len);
     rust.insert("SLACKWATER_ABI".into(), ABI.into());
     for (name, event) in [
@@ -74,6 +78,14 @@ fn rust_and_c_agree() {
         ("PREFORK", Event::PreFork),
         ("POSTFORK_PARENT", Event::PostForkParent),
         ("POSTFORK_CHILD", Event::PostForkChild),
+        ("INIT", Event::Init),
+        ("RUNNING", Event::Running),
+        ("EXIT", Event::Exit),
+        ("PREEXEC", Event::PreExec),
+        ("POSTEXEC", Event::PostExec),
+        ("EXEC_FAILED", Event::ExecFailed),
+        ("THREAD_START", Event::ThreadStart),
+        ("THREAD_EXIT", Event::ThreadExit),
     ] {
         assert_eq!(Event::from_raw(event as u32), Some(event));
         rust.insert(format!("SLACKWATER_{name}"), event as i64);
@@ -81,7 +93,7 @@ fn rust_and_c_agree() {
     for (name, verdict) in [("DONE", Verdict::Done), ("AGAIN", Verdict::Again), ("FAILED", Verdict::Failed)] {
         rust.insert(format!("SLACKWATER_{name}"), verdict as i64);
     }
-    assert_eq!(Event::from_raw(10), None);
+    assert_eq!(Event::from_raw(18), None);
     assert_eq!(rust, c_side("cc"));
     assert_eq!(rust, c_side("c++"));
 }
@@ -93,4 +105,7 @@ fn without_a_runtime_everything_is_quiet() {
     assert!(slackwater_plugin::query(c"x", &[b"k"]).is_none());
     drop(slackwater_plugin::Wrapper::enter());
     slackwater_plugin::protect_fd(3);
+    assert_eq!(slackwater_plugin::checkpoint(), slackwater_plugin::Checkpoint::Absent);
+    assert!(slackwater_plugin::status().is_none() && slackwater_plugin::IdTable::new().is_none());
+    drop(slackwater_plugin::NoCheckpoint::begin());
 }

@@ -315,6 +315,18 @@ impl Init<'_> {
                             _ => b'X',
                         };
                         root_alive &= tag != b'X';
+                        // It ended, or was killed because the restart failed: the coordinator knows which.
+                        while let (b'X', Some(c)) = (tag, &mut client) {
+                            match coordinator::outcome(c) {
+                                Some(Ok(())) => {
+                                    segments.release();
+                                    say(self.channel, b'R', &[]);
+                                    client = None;
+                                }
+                                Some(Err(e)) => return Err(e),
+                                None => {}
+                            }
+                        }
                         say(self.channel, tag, &w.status.to_le_bytes());
                     }
                     Ok(Some(_)) => {}

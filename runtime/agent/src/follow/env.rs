@@ -13,7 +13,7 @@ use slackwater_protocol::names;
 struct Found {
     /// Our library's path.
     library: String,
-    /// `SLACKWATER_PLUGINS`: colon-separated paths.
+    /// `SLACKWATER_PLUGINS`.
     plugins: String,
 }
 
@@ -43,11 +43,11 @@ impl Environment {
     }
 }
 
-/// `envp` (NULL is an empty one) for a program that joins with `token`.
+/// `envp` (NULL is an empty one) for a program that joins with `token`; `pid`: this process becomes that program.
 ///
 /// # Safety
 /// NULL, or a NULL-terminated array of C strings.
-pub unsafe fn inject(envp: *const *const c_char, token: u64) -> Environment {
+pub unsafe fn inject(envp: *const *const c_char, token: u64, pid: Option<i32>) -> Environment {
     // SAFETY: written once, in the constructor.
     let found = unsafe { (*FOUND.0.get()).as_ref() };
     let (Some(found), Some(config)) = (found, init::config()) else {
@@ -55,7 +55,10 @@ pub unsafe fn inject(envp: *const *const c_char, token: u64) -> Environment {
         let pointers = unsafe { entries(envp) }.map(CStr::as_ptr).chain([core::ptr::null()]).collect();
         return Environment { pointers, _ours: Vec::new() };
     };
-    let token = names::format_token(token);
+    let mut token = names::format_token(token);
+    if let Some(pid) = pid {
+        token.push_str(&alloc::format!("-{pid}"));
+    }
     let mut set = [
         (names::ENV_ADDR, config.address.as_str()),
         (names::ENV_DIR, config.folder.as_str()),
@@ -92,13 +95,15 @@ pub unsafe fn inject(envp: *const *const c_char, token: u64) -> Environment {
 fn preload(found: &Found, theirs: &[u8]) -> String {
     let mut all = found.library.clone();
     let theirs = theirs.split(|b| matches!(b, b':' | b' ')).filter_map(|p| core::str::from_utf8(p).ok());
-    for path in found.plugins.split(':').chain(theirs) {
+    let mut add = |path: &str| {
         let known = all.split(':').any(|have| have == path);
         if !path.is_empty() && !known {
             all.push(':');
             all.push_str(path);
         }
-    }
+    };
+    names::parse_plugins(&found.plugins).for_each(|(path, _)| add(&path));
+    theirs.for_each(add);
     all
 }
 

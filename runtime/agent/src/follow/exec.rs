@@ -1,5 +1,6 @@
 //! exec(3): the process becomes another program, which joins as the same process.
 use super::{connected, env, gate::Birth, keep_errno, say, target, token, will_join};
+use crate::{plugins, plugins::Event, sys};
 use alloc::{ffi::CString, vec::Vec};
 use core::ffi::{CStr, c_char, c_int};
 use slackwater_hook::hook;
@@ -24,15 +25,19 @@ unsafe fn become_program(
         return real(envp);
     }
     let birth = Birth::enter();
+    keep_errno(|| plugins::tell(Event::Preexec));
     if !will_join(find().as_deref()) {
-        return birth.as_program(|| real(envp));
+        let r = birth.as_program(|| real(envp));
+        keep_errno(|| plugins::tell(Event::ExecFailed));
+        return r;
     }
     let token = token();
     let announced = say(&FromProcess::Exec { token });
     // SAFETY: the caller's.
-    let environment = unsafe { env::inject(envp, token) };
+    let environment = unsafe { env::inject(envp, token, Some(sys::getpid())) };
     let r = birth.as_program(|| real(environment.as_ptr()));
     keep_errno(|| {
+        plugins::tell(Event::ExecFailed);
         if announced {
             say(&FromProcess::Unexpect { token });
         }

@@ -11,6 +11,8 @@ use slackwater_hook::thread::per_thread;
 static STATE: AtomicU32 = AtomicU32::new(0);
 /// No new ones.
 const HELD: u32 = 1 << 31;
+/// In `PerThread::agent`: in how many `slackwater_no_checkpoint_begin` this thread is.
+const EXCLUSIONS: usize = 0;
 /// In `PerThread::flags`: the thread is in a birth (a signal handler of the program may begin another inside).
 const IN_BIRTH: u32 = 1;
 
@@ -39,9 +41,11 @@ impl Birth {
         // SAFETY: this thread's own block.
         let nested = unsafe { *flags() } & IN_BIRTH != 0;
         if !nested {
+            // A thread that keeps checkpoints away already may go on: the one that waits for it must.
+            let inside = excluded();
             let mut now = STATE.load(Acquire);
             loop {
-                if now & HELD != 0 {
+                if now & HELD != 0 && !inside {
                     // Signals come through while we wait, the checkpoint signal among them.
                     set_mask(mask);
                     sys::futex_wait(&STATE, now, None);
@@ -70,7 +74,55 @@ impl Birth {
     /// In the child of a fork: no other thread is here, and no checkpoint goes on.
     pub fn alone(&mut self) {
         self.nested = false;
-        STATE.store(1, Release);
+        STATE.store(1 + u32::from(excluded()), Release);
+    }
+}
+
+fn end() {
+    if STATE.fetch_sub(1, AcqRel) - 1 == HELD {
+        relay::ring();
+    }
+}
+
+fn exclusions() -> *mut usize {
+    // SAFETY: a field of this thread's own block.
+    unsafe { &raw mut (*per_thread()).agent[EXCLUSIONS] }
+}
+
+/// Does the calling thread keep checkpoints away ([`exclude`])?
+pub fn excluded() -> bool {
+    // SAFETY: this thread's own block.
+    unsafe { *exclusions() != 0 }
+}
+
+/// No checkpoint begins from here on to [`include`]. Waits while one is being taken. Nests.
+pub fn exclude() {
+    // SAFETY: this thread's own block, of which no handler of ours takes notice.
+    unsafe {
+        if *exclusions() == 0 {
+            // A birth that goes on holds checkpoints off, and outlives itself in this count.
+            let birth = Birth::enter();
+            STATE.fetch_add(1, AcqRel);
+            *exclusions() = 1;
+            drop(birth);
+        } else {
+            *exclusions() += 1;
+        }
+    }
+}
+
+/// The end of it; without a beginning nothing happens.
+pub fn include() {
+    // SAFETY: as above.
+    unsafe {
+        match *exclusions() {
+            0 => {}
+            1 => {
+                *exclusions() = 0;
+                end();
+            }
+            n => *exclusions() = n - 1,
+        }
     }
 }
 
@@ -79,9 +131,7 @@ impl Drop for Birth {
         if !self.nested {
             // SAFETY: this thread's own block.
             unsafe { *flags() &= !IN_BIRTH };
-            if STATE.fetch_sub(1, AcqRel) - 1 == HELD {
-                relay::ring();
-            }
+            end();
         }
         set_mask(self.mask);
     }
@@ -105,7 +155,7 @@ pub fn hold(deadline_ns: u64) -> Result<(), alloc::string::String> {
         if left == 0 {
             release();
             return Err(alloc::format!(
-                "{} threads did not come to the end of a fork, spawn or exec in time",
+                "{} threads did not come to the end of a fork, spawn or exec (or slackwater_no_checkpoint_begin) in time",
                 now & !HELD
             ));
         }

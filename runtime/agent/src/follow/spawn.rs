@@ -30,7 +30,7 @@ pub unsafe fn spawned(
     let token = token();
     let announced = say(&FromProcess::Expect { token });
     // SAFETY: the caller's.
-    let environment = unsafe { env::inject(envp, token) };
+    let environment = unsafe { env::inject(envp, token, None) };
     let r = birth.as_program(|| real(place, environment.as_ptr()));
     keep_errno(|| {
         if announced {

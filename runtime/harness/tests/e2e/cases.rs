@@ -276,7 +276,7 @@ fn deleted_program() -> Result<()> {
 }
 
 /// Waits until the coordinator of the computation has copied what is mapped at `path`.
-fn wait_stored(computation: &Computation, path: &str) -> Result<()> {
+pub fn wait_stored(computation: &Computation, path: &str) -> Result<()> {
     use std::os::unix::fs::MetadataExt as _;
     let about = fs::metadata(path)?;
     let start = format!("{}-{}-", about.len(), about.mtime() * 1_000_000_000 + about.mtime_nsec());

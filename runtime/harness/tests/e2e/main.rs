@@ -9,6 +9,7 @@ mod cases;
 mod clocks;
 mod counter;
 mod doctor;
+mod plugins;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use slackwater_harness::{Mode, Program, in_guest, scenario};
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
             cases.extend(clocks::all());
             cases.extend(counter::all());
             cases.extend(doctor::all());
+            cases.extend(plugins::all());
             cases
         }
         Err(error) => {
