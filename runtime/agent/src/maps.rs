@@ -117,12 +117,13 @@ fn without(r: Region, start: u64, end: u64) -> impl Iterator<Item = Region> {
 /// Parses smaps (or maps). `ours` are ranges to be left out (the restorer's blob, scratch memory).
 ///
 /// # Errors
-/// A mapping of a device that nobody knows how to restore, by name.
+/// A mapping of a device that nobody knows how to restore, by name; an AIO context's ring.
 pub fn parse(text: &[u8], ours: &[(u64, u64)]) -> Result<Maps, String> {
     let mut maps = Maps::default();
     let mut last = None;
     let mut current: Option<Region> = None;
     let mut device: Option<String> = None;
+    let mut aio = false;
     for line in lines(text) {
         if let Some(flags) = line.strip_prefix(b"VmFlags:") {
             let has = |f: &[u8; 2]| flags.split(|&c| c == b' ').any(|x| x == f);
@@ -155,6 +156,7 @@ pub fn parse(text: &[u8], ours: &[(u64, u64)]) -> Result<Maps, String> {
             }
             _ => {}
         }
+        aio |= h.name.starts_with(b"/[aio]");
         let p = h.perms;
         let bit = |i: usize, c: u8, v: u32| if p.get(i) == Some(&c) { v } else { 0 };
         let prot = bit(0, b'r', 1) | bit(1, b'w', 2) | bit(2, b'x', 4);
@@ -182,6 +184,12 @@ pub fn parse(text: &[u8], ours: &[(u64, u64)]) -> Result<Maps, String> {
     maps.regions.extend(current);
     for &(start, end) in ours {
         maps.regions = maps.regions.drain(..).flat_map(|r| without(r, start, end)).collect();
+    }
+    if aio {
+        return Err(
+            "the program has an AIO context (io_setup(2)): what it has under way cannot be seen; call io_destroy before the checkpoint"
+                .into(),
+        );
     }
     match device {
         Some(d) => Err(format!(

@@ -10,6 +10,7 @@ mod clocks;
 mod counter;
 mod doctor;
 mod plugins;
+mod refused;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use slackwater_harness::{Mode, Program, in_guest, scenario};
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
             cases.extend(counter::all());
             cases.extend(doctor::all());
             cases.extend(plugins::all());
+            cases.extend(refused::all());
             cases
         }
         Err(error) => {
