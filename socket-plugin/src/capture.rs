@@ -11,6 +11,21 @@ use crate::sys::{self, Errno};
 /// Why a socket cannot be checkpointed.
 pub type Result<T> = core::result::Result<T, String>;
 
+/// Why a socket's bytes cannot be taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// In words.
+    pub reason: String,
+    /// It passes when the program runs on.
+    pub passing: bool,
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Self {
+        Self { reason, passing: false }
+    }
+}
+
 const SO_PEEK_OFF: i32 = 42;
 const SO_PASSCRED: i32 = 16;
 const MSG_CTRUNC: i32 = 8;
@@ -67,7 +82,7 @@ pub fn describe(fd: i32, ino: u64, diag: &Diag) -> Result<Socket> {
 ///
 /// # Errors
 /// Bytes that cannot be taken without receiving them, in words.
-pub fn fill(fd: i32, s: &mut Socket, diag: &Diag) -> Result<()> {
+pub fn fill(fd: i32, s: &mut Socket, diag: &Diag) -> core::result::Result<(), Refusal> {
     s.options = crate::options::read(fd, s);
     if matches!(s.state, State::Listening { .. } | State::Connecting) || s.family == libc::AF_NETLINK {
         return Ok(());
@@ -87,13 +102,14 @@ pub fn fill(fd: i32, s: &mut Socket, diag: &Diag) -> Result<()> {
         && peer.state == 1
         && peer.unread > 0
     {
-        return Err(format!(
+        let reason = format!(
             "a TCP connection that its server has not accepted yet already holds {} bytes, which nobody can read before that; \
              take the checkpoint again",
             peer.unread
-        ));
+        );
+        return Err(Refusal { reason, passing: true });
     }
-    stream(fd, s)
+    Ok(stream(fd, s)?)
 }
 
 /// Whether all that was written to this TCP connection, in both directions, has arrived at its other end, as far as
@@ -238,16 +254,16 @@ fn unix(fd: i32, s: &mut Socket, diag: &Diag) -> Result<()> {
     Ok(())
 }
 
-fn unix_queue(fd: i32, s: &mut Socket) -> Result<()> {
+fn unix_queue(fd: i32, s: &mut Socket) -> core::result::Result<(), Refusal> {
     // One that waits to be accepted cannot be peeked into; its peer knows whether something lies there.
     if s.state == State::Connected && s.unix.as_ref().is_some_and(|u| u.peer == Some(0)) {
         let out: i32 = sys::ioctl_get(fd, 0x5411 /* SIOCOUTQ */).unwrap_or(0);
         if out > 0 {
-            return Err(
+            let reason =
                 "a Unix connection that its server has not accepted yet already holds data, which nobody can read \
-                        before that; take the checkpoint again"
-                    .into(),
-            );
+                          before that; take the checkpoint again"
+                    .into();
+            return Err(Refusal { reason, passing: true });
         }
     }
     s.queue = messages(fd, s.kind == libc::SOCK_STREAM)?;

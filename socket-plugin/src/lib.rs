@@ -16,7 +16,7 @@ pub mod options;
 pub mod rebuild;
 pub mod sys;
 
-pub use capture::{describe, fill, quiet};
+pub use capture::{Refusal, describe, fill, quiet};
 
 /// Payload bytes (written, arrived) in a connection's life, out of `struct tcp_info` (Linux 4.19 has all fields).
 ///

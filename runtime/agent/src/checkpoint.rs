@@ -323,7 +323,9 @@ impl Keeper {
                             }
                         }
                         Err(reason) => {
-                            if let Err(e) = send(&FromProcess::Failed { generation, reason }) {
+                            let failed = FromProcess::Failed { generation, reason: reason.clone() };
+                            let unready = FromProcess::Unready { generation, reason };
+                            if let Err(e) = send(if survey.passing { &unready } else { &failed }) {
                                 break Err(e);
                             }
                         }

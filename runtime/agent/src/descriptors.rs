@@ -13,6 +13,8 @@ use slackwater_protocol::message::{DescriptorKey, SharedRange};
 pub struct Survey {
     table: Option<Table>,
     shared: Shared,
+    /// What made [`Survey::fill`] fail passes when the program runs on.
+    pub passing: bool,
 }
 
 impl Survey {
@@ -41,7 +43,10 @@ impl Survey {
     /// The kernel does not answer.
     pub fn fill(&mut self, exclude: &[i32], elsewhere: &[SharedRange]) -> Result<Vec<(String, Vec<u8>)>, String> {
         let table = self.table.get_or_insert_default();
-        slackwater_objects::fill(table).map_err(|e| e.to_string())?;
+        slackwater_objects::fill(table).map_err(|e| {
+            self.passing = e.passing;
+            e.to_string()
+        })?;
         for open in &mut table.opens {
             if let Kind::Epoll { watched } = &mut open.kind {
                 // Whoever owns a protected descriptor makes it anew, and has it watched again.

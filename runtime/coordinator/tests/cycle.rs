@@ -139,6 +139,22 @@ fn a_failure_at_each_point_aborts_and_everybody_runs_on() {
     }
 }
 
+#[test]
+fn who_is_not_ready_is_asked_again() {
+    let dir = temp();
+    let coordinator = Coordinator::start(dir.path(), Options::default());
+    let fine = process(&coordinator, plain(1));
+    let _busy = process(&coordinator, Behaviour { unready: 5, ..plain(2) });
+    let (path, figures) = coordinator.checkpoint(false).unwrap();
+    assert_eq!(Manifest::read(&path).unwrap().members.len(), 2);
+    assert_eq!(figures.retaken, 5);
+    for _ in 0..5 {
+        assert!(matches!(fine.next(), Seen::Resumed(Some(_))));
+        assert!(matches!(fine.next(), Seen::Finished(Some(_))));
+    }
+    assert_eq!(fine.next(), Seen::Resumed(None));
+}
+
 /// Fills the file system that the folder is on, once there is a generation to lose.
 fn fill(folder: &Path) {
     let dir = folder.parent().unwrap();

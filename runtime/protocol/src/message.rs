@@ -12,7 +12,7 @@
 //!                                 image is durable                   -> Saved
 //!  Finished         ->            (committed, or aborted with the reason)
 //! ```
-//! Each of the process's answers may be `Failed` instead; then every process gets `Resume` with the reason, at once.
+//! Each of the process's answers may be `Failed` (or `Unready`) instead; then every process gets `Resume` with the reason, at once.
 //!
 //! Rules that hold beside this:
 //! - Whoever got `Suspend` answers `Resumed` once for that generation, however it went (after `Failed` too): only then
@@ -28,7 +28,7 @@ use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol; both sides must agree exactly.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Why rounds are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,6 +180,14 @@ pub enum FromProcess {
         /// Generation.
         generation: u64,
         /// What, where, what to do.
+        reason: String,
+    },
+    /// This process cannot do its part at this very moment, but will when the program has run on for a little: the checkpoint
+    /// is taken anew.
+    Unready {
+        /// Generation.
+        generation: u64,
+        /// What is in the way.
         reason: String,
     },
     /// The program asks for a checkpoint (`slackwater_checkpoint()`).

@@ -11,6 +11,11 @@ use std::collections::{BTreeMap, BTreeSet};
 const FIRST_LOOK: u64 = 20_000;
 const NEXT_LOOK: u64 = 200_000;
 
+/// For how long the program runs before a checkpoint is taken anew for which somebody was not ready, in microseconds, and how
+/// often that is doubled: a tenth of a second, in the end.
+const FIRST_PAUSE: u64 = 1000;
+const LONGEST_PAUSE: u32 = 7;
+
 /// How far it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Stage {
@@ -26,8 +31,8 @@ enum Stage {
     Save,
     /// The shell makes it durable.
     Commit,
-    /// Off, for this reason; until all run again. `retake`: and then at once anew.
-    Abort { reason: String, retake: bool },
+    /// Off, for this reason; until all run again. `retake`: and then anew, at this time.
+    Abort { reason: String, retake: Option<u64> },
 }
 
 /// What a process reports of its image.
@@ -103,15 +108,16 @@ impl Checkpoint {
 
     pub(super) fn deadline(&self, patience: u64) -> Option<u64> {
         // How long freezing and saving take depends on memory and disk: there the connection tells who is alive.
-        let bounded = matches!(self.stage, Stage::Suspend | Stage::Quiesce { .. } | Stage::Abort { .. })
-            || matches!(self.stage, Stage::Save) && !self.unresumed.is_empty();
+        let bounded = matches!(self.stage, Stage::Suspend | Stage::Quiesce { .. })
+            || matches!(self.stage, Stage::Save | Stage::Abort { .. }) && !self.unresumed.is_empty();
         bounded.then(|| self.since + patience)
     }
 
     /// The next time at which there is something to do.
     pub(super) fn wakes_at(&self, patience: u64) -> Option<u64> {
         let waits = !self.awaited.is_empty() || !self.unresumed.is_empty();
-        self.deadline(patience).into_iter().chain(waits.then_some(self.look)).min()
+        let anew = if let Stage::Abort { retake, .. } = self.stage { retake } else { None };
+        self.deadline(patience).into_iter().chain(waits.then_some(self.look)).chain(anew).min()
     }
 
     /// Its memory is frozen and a child of it may be writing: the process itself is not needed any more.
@@ -339,7 +345,8 @@ impl Machine {
         self.log(line);
     }
 
-    pub(super) fn failed(&mut self, conn: Conn, generation: u64, reason: &str) {
+    /// `passing`: it will be able to when the program has run on.
+    pub(super) fn failed(&mut self, conn: Conn, generation: u64, reason: &str, passing: bool) {
         let Some(name) = self.members.get(&conn).map(Member::name) else { return };
         let reason = format!("{name}: {reason}");
         if matches!(&self.activity, Activity::Restart(restart) if restart.includes(conn)) {
@@ -348,7 +355,9 @@ impl Machine {
         let Some(checkpoint) = self.attempt(generation) else { return };
         let mine = checkpoint.parts.get(&conn).is_some_and(|part| part.saved.is_none());
         if mine && !matches!(checkpoint.stage, Stage::Folder | Stage::Commit | Stage::Abort { .. }) {
-            self.abort(reason, false);
+            // A little longer from one time to the next: nobody knows how long the program needs.
+            let pause = FIRST_PAUSE << checkpoint.figures.retaken.min(LONGEST_PAUSE);
+            self.abort_for(reason, passing.then_some(self.now + pause));
         }
     }
 
@@ -421,6 +430,11 @@ impl Machine {
 
     /// Calls the attempt off: all that were told to suspend are told to resume, at once.
     fn abort(&mut self, reason: String, retake: bool) {
+        self.abort_for(reason, retake.then_some(self.now));
+    }
+
+    /// As `abort`; `retake` is when it is taken anew.
+    fn abort_for(&mut self, reason: String, retake: Option<u64>) {
         let now = self.now;
         let Some(checkpoint) = self.checkpoint() else { return };
         let generation = checkpoint.generation;
@@ -542,7 +556,9 @@ impl Machine {
                 self.emit(Effect::Commit(Box::new(manifest)));
                 self.progress();
             }
-            Stage::Abort { .. } if checkpoint.unresumed.is_empty() => self.aborted(),
+            Stage::Abort { retake, .. } if checkpoint.unresumed.is_empty() && retake.is_none_or(|at| at <= now) => {
+                self.aborted();
+            }
             _ => return false,
         }
         true
@@ -661,11 +677,14 @@ impl Machine {
         self.finish_parts(&checkpoint, Some(reason));
         self.emit(Effect::RemoveFolder(checkpoint.generation));
         let retaken = checkpoint.figures.retaken;
-        if *retake && retaken < MAX_RETAKEN {
+        if retake.is_some() && retaken < MAX_RETAKEN {
             return self.attempt_checkpoint(checkpoint.kill, checkpoint.requesters, checkpoint.asked, retaken + 1);
         }
-        let reason =
-            if *retake { format!("{reason}; this happened {retaken} times, try again later") } else { reason.clone() };
+        let reason = if retake.is_some() {
+            format!("{reason}; this happened {retaken} times, try again later")
+        } else {
+            reason.clone()
+        };
         self.next_due();
         self.error = Some(reason.clone());
         for conn in checkpoint.requesters {

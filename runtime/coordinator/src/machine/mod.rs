@@ -25,7 +25,7 @@ use slackwater_protocol::{
 use std::collections::{BTreeMap, BTreeSet};
 use store::Store;
 
-/// Late joiners that may undo one checkpoint before it counts as failed.
+/// How often one checkpoint may be taken anew (for late joiners, or somebody who is not ready) before it counts as failed.
 pub(crate) const MAX_RETAKEN: u32 = 100;
 
 /// What a coordinator is started with.
@@ -313,7 +313,8 @@ impl Machine {
             FromProcess::Saved { generation, file, bytes, memory } => {
                 self.saved(conn, generation, checkpoint::Saved { file, bytes, memory });
             }
-            FromProcess::Failed { generation, reason } => self.failed(conn, generation, &reason),
+            FromProcess::Failed { generation, reason } => self.failed(conn, generation, &reason, false),
+            FromProcess::Unready { generation, reason } => self.failed(conn, generation, &reason, true),
             FromProcess::RequestCheckpoint => self.pending.push((None, false)),
             FromProcess::Log { line } => {
                 let name = self.members[&conn].name();

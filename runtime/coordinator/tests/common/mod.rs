@@ -92,6 +92,8 @@ pub struct Behaviour {
     pub die: Option<Point>,
     /// Fails instead of an answer to this.
     pub fail: Option<Point>,
+    /// So often it is not ready when it shall freeze its memory.
+    pub unready: u32,
     /// What it writes; else a line that is no image.
     pub image: Option<Vec<u8>>,
     /// Run when the image has been written: what goes wrong outside of it.
@@ -152,6 +154,7 @@ pub fn live(mut client: Client, behaviour: &Behaviour, tell: &Sender<Seen>) {
     let mut image = (String::new(), PathBuf::new());
     let mut sync_mode = false;
     let mut generation = 0;
+    let mut unready = behaviour.unready;
     loop {
         let Ok(message) = client.receive::<ToProcess>() else { return see(Seen::Closed) };
         let point = match &message {
@@ -208,6 +211,10 @@ pub fn live(mut client: Client, behaviour: &Behaviour, tell: &Sender<Seen>) {
                 let publish = if round == 0 { behaviour.publish.clone() } else { vec![] };
                 let again = round < behaviour.again;
                 client.send(&FromProcess::RoundDone { kind, round, again, publish }).unwrap();
+            }
+            ToProcess::Snapshot { generation, .. } if unready > 0 => {
+                unready -= 1;
+                client.send(&FromProcess::Unready { generation, reason: "not yet".into() }).unwrap();
             }
             ToProcess::Snapshot { generation, folder, sync, .. } => {
                 image.1 = Path::new(&folder).join(&image.0);

@@ -31,11 +31,13 @@ pub struct CaptureError {
     pub fd: i32,
     /// What it is, and what to do.
     pub reason: String,
+    /// It passes when the program runs on.
+    pub passing: bool,
 }
 
 impl CaptureError {
     pub(crate) fn new(fd: i32, reason: impl Into<String>) -> Self {
-        Self { fd, reason: reason.into() }
+        Self { fd, reason: reason.into(), passing: false }
     }
 
     pub(crate) fn call(fd: i32, what: &str, error: Errno) -> Self {
@@ -162,7 +164,8 @@ pub fn fill(table: &mut Table) -> Result<()> {
                     saved.push(key);
                 }
                 Kind::Socket(socket) => {
-                    slackwater_socket::fill(fd, socket, diag.get(fd)?).map_err(|e| CaptureError::new(fd, e))?;
+                    slackwater_socket::fill(fd, socket, diag.get(fd)?)
+                        .map_err(|e| CaptureError { passing: e.passing, ..CaptureError::new(fd, e.reason) })?;
                 }
                 _ => {}
             }
