@@ -2,7 +2,7 @@
 //!
 //! # Safety
 //! A thread's block is touched by that thread alone.
-use crate::{stop, sys};
+use crate::{asleep::Asleep, stop, sys};
 use slackwater_hook::thread::{per_thread, set_park};
 
 /// In the stop handler: true if this thread is inside a wrapper and will park as it leaves.
@@ -23,7 +23,7 @@ pub fn defer_stop() -> bool {
 extern "C" fn park() {
     // SAFETY: this thread's own block.
     unsafe { (&raw mut (*per_thread()).stop_requested).write_volatile(0) };
-    _ = stop::signal_thread(sys::gettid());
+    _ = stop::signal_thread(sys::gettid(), Asleep::UNKNOWN);
 }
 
 slackwater_hook::export_thread_block!(park);

@@ -16,6 +16,7 @@ extern crate alloc;
 mod sys;
 mod arch;
 mod arena;
+mod asleep;
 mod checkpoint;
 mod conn;
 mod descriptors;

@@ -6,7 +6,7 @@
 //! Rules: the checkpoint signal is blocked in the listener but inside [`wait`], so that a ring between a look at the state
 //! and the wait is not lost. Who posts is never stopped meanwhile (in a birth, or inside the wrapper guard), so the listener
 //! serves wherever it waits for the program's threads. It does not serve while all of them stand.
-use crate::{stop, sys};
+use crate::{asleep::Asleep, stop, sys};
 use alloc::boxed::Box;
 use core::{
     ffi::c_void,
@@ -61,7 +61,7 @@ pub fn ring() -> bool {
     if tid == 0 {
         return false;
     }
-    if RUNG.swap(true, SeqCst) || stop::signal_thread(tid).is_ok() {
+    if RUNG.swap(true, SeqCst) || stop::signal_thread(tid, Asleep::UNKNOWN).is_ok() {
         return true;
     }
     RUNG.store(false, SeqCst);

@@ -14,6 +14,7 @@ mod slot;
 
 use crate::{
     arch::{self, Context, Frame},
+    asleep::Asleep,
     pending, relay,
     sys::{self, Errno},
 };
@@ -84,9 +85,11 @@ unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, uconte
         return;
     }
     let interrupted_ns = sys::now_ns();
-    // SAFETY: the frame is this handler's.
-    let mut frame = unsafe { Frame::new(ucontext) };
+    // SAFETY: the frame is this handler's, and the siginfo our own.
+    let (mut frame, asleep) = unsafe { (Frame::new(ucontext), Asleep::take(info.cast())) };
     arch::note_time_left(&mut frame);
+    let interrupted = frame.interrupted(&asleep);
+    let slept_ns = interrupted.map_or(0, |_| asleep.slept());
     // SAFETY: the slot is this thread's until the next stop; the table is mapped as long as the process lives.
     let slot = unsafe { &mut *TABLE.load(Acquire).add(index) };
     slot::capture(slot);
@@ -105,12 +108,12 @@ unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, uconte
     _ = unsafe { sc!(rt_sigpending, &raw mut pending, 8) };
     // A signal of the program that came meanwhile interrupts the call as it would have without us.
     if pending & !frame.mask() == 0 {
-        frame.restart_syscall(interrupted_ns, restarted == 1);
+        frame.restart_syscall(interrupted, interrupted_ns, slept_ns, restarted == 1);
     }
 }
 
-/// Sends the checkpoint signal to a thread of this process.
-pub fn signal_thread(tid: i32) -> sys::Result<()> {
+/// Sends the checkpoint signal to a thread of this process, with what it sleeps in.
+pub fn signal_thread(tid: i32, asleep: Asleep) -> sys::Result<()> {
     // SAFETY: all zeros is a siginfo; the fields set are those that SI_QUEUE reads (sigaction(2)).
     unsafe {
         let mut info: libc::siginfo_t = zeroed();
@@ -120,6 +123,7 @@ pub fn signal_thread(tid: i32) -> sys::Result<()> {
         let p = (&raw mut info).cast::<u8>();
         p.add(16).cast::<i32>().write(sys::getpid());
         p.add(24).cast::<usize>().write(MAGIC);
+        asleep.put(p);
         sc!(rt_tgsigqueueinfo, sys::getpid(), tid, SIGNAL, &raw const info).map(drop)
     }
 }
@@ -165,6 +169,9 @@ fn state(tid: i32) -> u8 {
 /// For how long the checkpoint thread waits for signalled threads before it looks who has ended, in nanoseconds.
 const FIRST_LOOK: u64 = 2_000_000;
 
+/// How many threads are asked for how long they have slept: the others stand meanwhile.
+const TIMES: u32 = 64;
+
 /// The program's stopped threads.
 pub struct Stopped {
     /// Thread ids, parked.
@@ -188,6 +195,7 @@ pub fn stop(deadline_ns: u64) -> Result<Stopped, String> {
     (0..SLOTS).map_while(|i| unsafe { (*table.add(i)).ready.swap(false, AcqRel).then_some(()) }).for_each(drop);
     STOP.store(1, Release);
     let mut signalled: Vec<i32> = Vec::new();
+    let mut times = TIMES;
     let end = sys::now_ns() + deadline_ns;
     let mut look_again = FIRST_LOOK;
     loop {
@@ -207,7 +215,7 @@ pub fn stop(deadline_ns: u64) -> Result<Stopped, String> {
         let mut waiting = Vec::new();
         for &tid in tids.iter().filter(|&&t| t != me) {
             if signalled.binary_search(&tid).is_err() {
-                match signal_thread(tid) {
+                match signal_thread(tid, Asleep::of(tid, &mut times)) {
                     Ok(()) => newcomers = true,
                     Err(Errno::ESRCH) => continue,
                     Err(e) => {

@@ -5,6 +5,6 @@ mod again;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
-pub use again::note as note_time_left;
+pub use again::{has_timeout, note as note_time_left};
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::*;

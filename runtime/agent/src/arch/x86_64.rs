@@ -3,6 +3,7 @@
 //! # Safety
 //! `unsafe` here is assembly or a walk through the kernel's signal frame; each item says what it expects.
 use super::again;
+use crate::asleep::Asleep;
 use alloc::{vec, vec::Vec};
 use core::ffi::c_void;
 
@@ -199,6 +200,8 @@ const AGAIN: &[u32] = &[
     230, // clock_nanosleep
     202, // futex
     449, // futex_waitv
+    455, // futex_wait
+    426, // io_uring_enter
     128, // rt_sigtimedwait
     130, // rt_sigsuspend
     34,  // pause
@@ -256,43 +259,55 @@ impl Frame {
         unsafe { (&raw const (*self.0).uc_sigmask).cast::<u64>().read() }
     }
 
-    /// If our signal made a system call return EINTR, have it entered again.
+    /// The system call that our signal made return EINTR, if there is one that can be entered again, and is not ours already.
     ///
-    /// The number is read from the code before the `syscall` instruction (`mov eax, imm32` is how compilers and libc load
-    /// it); where it is loaded in another way the program sees EINTR.
+    /// Where [`Asleep`] does not know, the number is read from the code before the `syscall` instruction (`mov eax, imm32` is
+    /// how compilers and libc load it); where it is loaded in another way the program sees EINTR.
+    pub fn interrupted(&mut self, asleep: &Asleep) -> Option<u32> {
+        if *self.greg(libc::REG_RAX) != -EINTR {
+            return None;
+        }
+        let (pc, sp, first) = (self.get(libc::REG_RIP), self.get(libc::REG_RSP), self.get(libc::REG_RDI));
+        asleep.number(pc, sp, first).or_else(|| number_in_code(pc as usize)).filter(|n| AGAIN.contains(n))
+    }
+
+    /// Has the interrupted call entered again, if it is `interrupted` or was ours.
     ///
-    /// `interrupted_ns` is when our signal came; `restarted`: this is a restored process.
-    pub fn restart_syscall(&mut self, interrupted_ns: u64, restarted: bool) {
+    /// It was interrupted at `interrupted_ns`, `slept_ns` after it had begun; `restarted`: this is a restored process.
+    pub fn restart_syscall(&mut self, interrupted: Option<u32>, interrupted_ns: u64, slept_ns: u64, restarted: bool) {
         if *self.greg(libc::REG_RAX) != -EINTR || again::again(self, restarted) {
             return;
         }
-        let rip = *self.greg(libc::REG_RIP) as usize;
-        // SAFETY: the thread executed the bytes just before rip; a page boundary is not crossed downwards by more than
-        // the function that it runs in (text segments start on a page, with at least a header before the first code).
-        let code = unsafe { core::slice::from_raw_parts((rip - 26) as *const u8, 26) };
-        if code[24..26] != SYSCALL {
-            return;
-        }
-        // The nearest load of eax before it.
-        for at in (0..=19).rev() {
-            if code[at] == 0xb8 && (at == 0 || code[at - 1] & 0xf0 != 0x40) {
-                let n = u32::from_le_bytes([code[at + 1], code[at + 2], code[at + 3], code[at + 4]]);
-                if AGAIN.contains(&n) && !again::begin(self, n.into(), interrupted_ns, restarted) {
-                    *self.greg(libc::REG_RAX) = i64::from(n);
-                    *self.greg(libc::REG_RIP) = (rip - 2) as i64;
-                }
-                if n < 600 {
-                    return;
-                }
-            }
-            // `xor eax, eax`: read(2)
-            if code[at] == 0x31 && code[at + 1] == 0xc0 && at >= 17 {
-                *self.greg(libc::REG_RAX) = 0;
-                *self.greg(libc::REG_RIP) = (rip - 2) as i64;
-                return;
-            }
+        let Some(n) = interrupted else { return };
+        if !again::begin(self, n.into(), interrupted_ns, slept_ns, restarted) {
+            *self.greg(libc::REG_RAX) = i64::from(n);
+            *self.greg(libc::REG_RIP) -= SYSCALL.len() as i64;
         }
     }
+}
+
+/// The number of the system call whose instruction ends at `rip`, as far as the code tells.
+fn number_in_code(rip: usize) -> Option<u32> {
+    // SAFETY: the thread executed the bytes just before rip; a page boundary is not crossed downwards by more than
+    // the function that it runs in (text segments start on a page, with at least a header before the first code).
+    let code = unsafe { core::slice::from_raw_parts((rip - 26) as *const u8, 26) };
+    if code[24..26] != SYSCALL {
+        return None;
+    }
+    // The nearest load of eax before it.
+    for at in (0..=19).rev() {
+        if code[at] == 0xb8 && (at == 0 || code[at - 1] & 0xf0 != 0x40) {
+            let n = u32::from_le_bytes([code[at + 1], code[at + 2], code[at + 3], code[at + 4]]);
+            if n < 600 {
+                return Some(n);
+            }
+        }
+        // `xor eax, eax`: read(2)
+        if code[at] == 0x31 && code[at + 1] == 0xc0 && at >= 17 {
+            return Some(0);
+        }
+    }
+    None
 }
 
 /// What the image needs of the CPU: XCR0 (enabled register state) and CPUID leaves 1 (ecx, edx), 7.0 (ebx, ecx, edx).

@@ -1,10 +1,13 @@
-//! Relative time-outs that a checkpoint interrupts: the call is entered again with what is left of its time.
+//! Time-outs that a checkpoint interrupts: the call is entered again with what is left of its time.
 //!
 //! The thread is not sent back to the program's own `syscall` instruction but to one of ours, with a record of the call on
 //! its stack: the deadline, and the arguments as the program had them. When the call ends, the arguments are put back (to the
 //! compiler a system call keeps them) and the thread goes on where the program's own would have. If the next checkpoint
-//! finds the thread there, it knows the deadline. Only the time that had passed before the *first* interruption of a call is not
-//! known (nanosleep with a second argument aside) and is given once more.
+//! finds the thread there, it knows the deadline. How much had passed before the *first* interruption of a call is told by
+//! the kernel (nanosleep with a second argument) or by [`crate::asleep`].
+//!
+//! A socket's own time-out (SO_RCVTIMEO, SO_SNDTIMEO) is in no argument: there the thread waits in poll(2) for what is left,
+//! and then enters the call, or reports what the call would have.
 //!
 //! A restart starts the clock anew with what was left at the checkpoint: the time in between does not count, and the clock may
 //! be another machine's.
@@ -18,23 +21,30 @@ use crate::sys;
 /// One interrupted call.
 #[repr(C)]
 struct Record {
-    /// Where the program goes on, and its stack pointer there: the stub's, by offset.
+    /// Where the program goes on, and its stack pointer there: the stub's, by offset, like all up to `expired`.
     rip: u64,
     rsp: u64,
     rdi: u64,
+    rsi: u64,
     rdx: u64,
     r10: u64,
+    r8: u64,
     number: u64,
+    /// What a socket call returns when its time is over.
+    expired: i64,
     deadline_ns: u64,
     /// What is left while the program stands.
     left_ns: u64,
+    kind: Timeout,
     /// The time-out, where the call takes a pointer to one.
     timespec: [u64; 2],
+    /// struct pollfd, for a socket.
+    poll: [u32; 2],
 }
 
 core::arch::global_asm!(
-    ".globl slackwater_again, slackwater_again_after",
-    ".hidden slackwater_again, slackwater_again_after",
+    ".globl slackwater_again, slackwater_again_after, slackwater_again_socket, slackwater_again_socket_after",
+    ".hidden slackwater_again, slackwater_again_after, slackwater_again_socket, slackwater_again_socket_after",
     ".type slackwater_again, @function",
     "slackwater_again:",
     ".cfi_startproc",
@@ -44,13 +54,29 @@ core::arch::global_asm!(
     ".cfi_escape 0x10, 0x10, 0x02, 0x77, 0x00",
     "syscall",
     "slackwater_again_after:",
+    "3:",
     "mov rdi, [rsp + 16]",
-    "mov rdx, [rsp + 24]",
-    "mov r10, [rsp + 32]",
+    "mov rsi, [rsp + 24]",
+    "mov rdx, [rsp + 32]",
+    "mov r10, [rsp + 40]",
+    "mov r8, [rsp + 48]",
     // rcx is the system call's to spoil.
     "mov rcx, [rsp]",
     "mov rsp, [rsp + 8]",
     "jmp rcx",
+    "slackwater_again_socket:",
+    "syscall",
+    "slackwater_again_socket_after:",
+    "test rax, rax",
+    "js 3b",
+    "jz 4f",
+    "mov rdi, [rsp + 16]",
+    "mov rsi, [rsp + 24]",
+    "mov rdx, [rsp + 32]",
+    "mov rax, [rsp + 56]",
+    "jmp slackwater_again",
+    "4: mov rax, [rsp + 64]",
+    "jmp 3b",
     ".cfi_endproc",
     ".size slackwater_again, . - slackwater_again",
 );
@@ -58,6 +84,8 @@ core::arch::global_asm!(
 unsafe extern "C" {
     fn slackwater_again();
     fn slackwater_again_after();
+    fn slackwater_again_socket();
+    fn slackwater_again_socket_after();
 }
 
 /// Room between the handler's stack pointer and the record, for what still runs there.
@@ -67,7 +95,8 @@ const FRAME: u64 = 32 << 10;
 const RED_ZONE: u64 = 128;
 
 /// How a call is told its time-out.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
 enum Timeout {
     /// Milliseconds in a register.
     Rdx,
@@ -79,47 +108,90 @@ enum Timeout {
     AtRdx,
     /// Pointer to a timespec in a register.
     AtR10,
+    /// Pointer to a timespec in a register.
+    AtR8,
+    /// The socket in rdi has it.
+    Socket,
 }
 
-/// The relative time-out of this call, if it has one, and what is left of it as far as the kernel says.
-///
-/// # Safety
-/// The registers are those of a call that the kernel has just interrupted, so its pointers are good.
-unsafe fn timeout(frame: &mut Frame, number: u64) -> Option<(Timeout, u64)> {
-    let (rdi, rsi) = (frame.get(libc::REG_RDI), frame.get(libc::REG_RSI));
-    let (rdx, r10) = (frame.get(libc::REG_RDX), frame.get(libc::REG_R10));
-    // SAFETY: the caller's promise.
-    let at = |p: u64| unsafe {
-        let [seconds, nanoseconds] = *(p as *const [u64; 2]);
-        seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+const NANOSLEEP: u64 = 35;
+const CLOCK_NANOSLEEP: u64 = 230;
+const CONNECT: u64 = 42;
+
+/// How call `number` with these arguments (rdi, rsi, rdx, r10, r8) is told a relative time-out, if it has one.
+fn kind(number: u64, [_, rsi, rdx, r10, r8]: [u64; 5]) -> Option<Timeout> {
+    let (kind, there) = match number {
+        7 => (Timeout::Rdx, rdx as i32 > 0),                  // poll
+        232 | 281 => (Timeout::R10, r10 as i32 > 0),          // epoll_wait, epoll_pwait
+        NANOSLEEP => (Timeout::AtRdi, true),                  //
+        CLOCK_NANOSLEEP => (Timeout::AtRdx, rsi == 0),        //
+        202 => (Timeout::AtR10, rsi & 0x7f == 0 && r10 != 0), // futex, FUTEX_WAIT
+        128 => (Timeout::AtRdx, rdx != 0),                    // rt_sigtimedwait
+        220 | 441 => (Timeout::AtR10, r10 != 0),              // semtimedop, epoll_pwait2
+        208 | 333 => (Timeout::AtR8, r8 != 0),                // io_getevents, io_pgetevents
+        _ => (Timeout::Socket, direction(number).is_some()),
     };
-    let milliseconds = |n: u64| (n as i32 > 0).then(|| u64::from(n as u32) * 1_000_000);
-    let pointer = |kind, p: u64| (p != 0).then(|| (kind, at(p)));
+    there.then_some(kind)
+}
+
+/// Which of its time-outs a call on a socket obeys, and what poll(2) is to wait for.
+fn direction(number: u64) -> Option<(i32, i16)> {
     match number {
-        7 => Some((Timeout::Rdx, milliseconds(rdx)?)),                      // poll
-        232 | 281 => Some((Timeout::R10, milliseconds(r10)?)),              // epoll_wait, epoll_pwait
-        35 => Some((Timeout::AtRdi, at(if rsi != 0 { rsi } else { rdi }))), // nanosleep
-        230 if rsi == 0 => Some((Timeout::AtRdx, at(if r10 != 0 { r10 } else { rdx }))), // clock_nanosleep
-        202 if rsi & 0x7f == 0 => pointer(Timeout::AtR10, r10),             // futex, FUTEX_WAIT
-        128 => pointer(Timeout::AtRdx, rdx),                                // rt_sigtimedwait
-        220 | 441 => pointer(Timeout::AtR10, r10),                          // semtimedop, epoll_pwait2
+        0 | 19 | 45 | 47 | 43 | 288 => Some((libc::SO_RCVTIMEO, libc::POLLIN)), // read, readv, recvfrom, recvmsg, accept, accept4
+        1 | 20 | 44 | 46 | CONNECT => Some((libc::SO_SNDTIMEO, libc::POLLOUT)), // write, writev, sendto, sendmsg, connect
         _ => None,
     }
 }
 
-fn kind(number: u64) -> Timeout {
+/// Where the kernel writes what is left of a sleep; 0: nowhere.
+fn remainder(number: u64, [_, rsi, _, r10, _]: [u64; 5]) -> u64 {
     match number {
-        7 => Timeout::Rdx,
-        232 | 281 => Timeout::R10,
-        35 => Timeout::AtRdi,
-        230 | 128 => Timeout::AtRdx,
-        _ => Timeout::AtR10,
+        NANOSLEEP => rsi,
+        CLOCK_NANOSLEEP => r10,
+        _ => 0,
     }
 }
 
-/// The record of a thread that was interrupted in our own `syscall`.
+/// Might somebody want to know for how long a thread has been in this call? (arguments as [`kind`], and a sixth)
+pub fn has_timeout(number: u64, arguments: &[u64; 6]) -> bool {
+    let &[a @ .., _] = arguments;
+    kind(number, a).is_some() && remainder(number, a) == 0
+}
+
+/// The time-out, in nanoseconds.
+///
+/// # Safety
+/// The arguments are those of a call that the kernel has just interrupted, so its pointers are good.
+unsafe fn length(kind: Timeout, number: u64, arguments: [u64; 5]) -> Option<u64> {
+    let [rdi, _, rdx, r10, r8] = arguments;
+    // SAFETY: the caller's promise.
+    let at = |p: u64| unsafe {
+        let [seconds, nanoseconds] = *(p as *const [u64; 2]);
+        Some(seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds))
+    };
+    let milliseconds = |n: u64| Some(u64::from(n as u32) * 1_000_000);
+    match kind {
+        Timeout::Rdx => milliseconds(rdx),
+        Timeout::R10 => milliseconds(r10),
+        Timeout::AtRdi => at(rdi),
+        Timeout::AtRdx => at(rdx),
+        Timeout::AtR10 => at(r10),
+        Timeout::AtR8 => at(r8),
+        Timeout::Socket => {
+            let (mut time, mut len) = ([0u64; 2], 16u32);
+            let (option, _) = direction(number)?;
+            // SAFETY: a struct timeval and its length.
+            unsafe { sc!(getsockopt, rdi, libc::SOL_SOCKET, option, time.as_mut_ptr(), &raw mut len) }.ok()?;
+            (time != [0; 2]).then(|| time[0].saturating_mul(1_000_000_000).saturating_add(time[1].saturating_mul(1000)))
+        }
+    }
+}
+
+/// The record of a thread that was interrupted in a `syscall` of ours.
 fn record(frame: &mut Frame) -> Option<&'static mut Record> {
-    let here = frame.get(libc::REG_RIP) == slackwater_again_after as *const () as u64;
+    let rip = frame.get(libc::REG_RIP);
+    let here =
+        rip == slackwater_again_after as *const () as u64 || rip == slackwater_again_socket_after as *const () as u64;
     // SAFETY: only `enter` sends a thread there, with the record at its stack pointer.
     here.then(|| unsafe { &mut *(frame.get(libc::REG_RSP) as *mut Record) })
 }
@@ -143,29 +215,48 @@ pub fn again(frame: &mut Frame, restarted: bool) -> bool {
 }
 
 /// As it goes on, for the first time: true if call `number`, which the program makes at the frame's address, has a relative
-/// time-out and is entered again by our stub. `interrupted_ns`: when it was interrupted.
-pub fn begin(frame: &mut Frame, number: u64, interrupted_ns: u64, restarted: bool) -> bool {
+/// time-out and is entered again by our stub. It was interrupted at `interrupted_ns`, `slept_ns` after it had begun.
+pub fn begin(frame: &mut Frame, number: u64, interrupted_ns: u64, slept_ns: u64, restarted: bool) -> bool {
+    let register = |frame: &mut Frame, r| frame.get(r);
+    let arguments =
+        [libc::REG_RDI, libc::REG_RSI, libc::REG_RDX, libc::REG_R10, libc::REG_R8].map(|r| register(frame, r));
+    let Some(kind) = kind(number, arguments) else { return false };
     // SAFETY: the caller has found a system call that returned EINTR.
-    let Some((_, left_ns)) = (unsafe { timeout(frame, number) }) else { return false };
+    let Some(length) = (unsafe { length(kind, number, arguments) }) else { return false };
+    let left_ns = match remainder(number, arguments) {
+        0 => length.saturating_sub(slept_ns),
+        // SAFETY: the kernel has written a timespec there.
+        p => unsafe {
+            let [seconds, nanoseconds] = *(p as *const [u64; 2]);
+            seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+        },
+    };
     let rsp = frame.get(libc::REG_RSP);
     let handler = (&raw const rsp) as u64;
     let same_stack = rsp > handler && rsp - handler < FRAME + CLEARANCE;
     let top = if same_stack { handler - CLEARANCE } else { rsp - RED_ZONE };
     let place = (top - size_of::<Record>() as u64) & !15;
     let since = if restarted { sys::now_ns() } else { interrupted_ns };
+    let [rdi, rsi, rdx, r10, r8] = arguments;
+    let events = direction(number).map_or(0, |(_, events)| events);
     // SAFETY: see the module's head.
     unsafe {
         let record = &mut *(place as *mut Record);
         *record = Record {
             rip: frame.get(libc::REG_RIP),
             rsp,
-            rdi: frame.get(libc::REG_RDI),
-            rdx: frame.get(libc::REG_RDX),
-            r10: frame.get(libc::REG_R10),
+            rdi,
+            rsi,
+            rdx,
+            r10,
+            r8,
             number,
+            expired: i64::from(if number == CONNECT { -libc::EINPROGRESS } else { -libc::EAGAIN }),
             deadline_ns: since.saturating_add(left_ns),
             left_ns,
+            kind,
             timespec: [0; 2],
+            poll: [rdi as u32, events as u32],
         };
         enter(frame, record);
     }
@@ -181,17 +272,31 @@ unsafe fn enter(frame: &mut Frame, record: &mut Record) {
     record.timespec = [left / 1_000_000_000, left % 1_000_000_000];
     let milliseconds = left.div_ceil(1_000_000).min(i32::MAX as u64);
     let pointer = (&raw const record.timespec) as u64;
-    frame.set(libc::REG_RDI, record.rdi);
-    frame.set(libc::REG_RDX, record.rdx);
-    frame.set(libc::REG_R10, record.r10);
-    match kind(record.number) {
+    for (register, value) in [
+        (libc::REG_RDI, record.rdi),
+        (libc::REG_RSI, record.rsi),
+        (libc::REG_RDX, record.rdx),
+        (libc::REG_R10, record.r10),
+        (libc::REG_R8, record.r8),
+        (libc::REG_RAX, record.number),
+        (libc::REG_RSP, (&raw const *record) as u64),
+        (libc::REG_RIP, slackwater_again as *const () as u64),
+    ] {
+        frame.set(register, value);
+    }
+    match record.kind {
         Timeout::Rdx => frame.set(libc::REG_RDX, milliseconds),
         Timeout::R10 => frame.set(libc::REG_R10, milliseconds),
         Timeout::AtRdi => frame.set(libc::REG_RDI, pointer),
         Timeout::AtRdx => frame.set(libc::REG_RDX, pointer),
         Timeout::AtR10 => frame.set(libc::REG_R10, pointer),
+        Timeout::AtR8 => frame.set(libc::REG_R8, pointer),
+        Timeout::Socket => {
+            frame.set(libc::REG_RDI, (&raw const record.poll) as u64);
+            frame.set(libc::REG_RSI, 1);
+            frame.set(libc::REG_RDX, milliseconds);
+            frame.set(libc::REG_RAX, 7);
+            frame.set(libc::REG_RIP, slackwater_again_socket as *const () as u64);
+        }
     }
-    frame.set(libc::REG_RAX, record.number);
-    frame.set(libc::REG_RSP, (&raw const *record) as u64);
-    frame.set(libc::REG_RIP, slackwater_again as *const () as u64);
 }

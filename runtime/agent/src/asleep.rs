@@ -1,0 +1,157 @@
+//! What a thread sleeps in just before it is stopped: which system call, and since when.
+//!
+//! The kernel tells neither in the frame of a signal that interrupts the call. /proc does, as long as the thread sleeps:
+//! `syscall` names the call, and `sched` says when the scheduler last took the thread from its CPU, in that CPU's own time.
+//! The checkpoint thread looks, and sends what it saw along with the stop signal, in the part of siginfo that is not in use
+//! for SI_QUEUE; the thread believes it only where the interrupted registers agree. On the CPU where it fell asleep it can
+//! then tell how long ago that was. That time leaves out interrupts, so a wait may be taken for shorter than it was, never longer.
+//!
+//! Rules: what runs in the handler allocates nothing. Where /proc says nothing (no `sched` in this kernel, a process that
+//! may not read its own files) all works but for the time before a wait was first interrupted, which is given once more.
+use crate::{arch, sys};
+use core::{ffi::CStr, fmt::Write as _};
+
+/// As it lies in the siginfo.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Asleep {
+    /// Number of the system call; [`Asleep::UNKNOWN`]: not known.
+    number: u16,
+    /// CPU on which the thread fell asleep.
+    cpu: u16,
+    /// Of program counter, stack pointer and first argument.
+    check: u32,
+    /// When, in nanoseconds of that CPU's time; 0: not known.
+    since: u64,
+}
+
+/// A path, or the beginning of a file, without allocation.
+struct Text {
+    bytes: [u8; 256],
+    len: usize,
+}
+
+impl core::fmt::Write for Text {
+    fn write_str(&mut self, s: &str) -> core::fmt::Result {
+        let end = self.len + s.len();
+        // One byte stays for the end of a C string.
+        self.bytes.get_mut(self.len..end).filter(|_| end < 256).ok_or(core::fmt::Error)?.copy_from_slice(s.as_bytes());
+        self.len = end;
+        Ok(())
+    }
+}
+
+impl Text {
+    /// The beginning of a file of /proc.
+    fn of(path: core::fmt::Arguments<'_>) -> Option<Self> {
+        let mut text = Self { bytes: [0; 256], len: 0 };
+        text.write_fmt(path).ok()?;
+        let fd = sys::open(CStr::from_bytes_until_nul(&text.bytes).ok()?, libc::O_RDONLY, 0).ok()?;
+        // SAFETY: writable for its length.
+        text.len = unsafe { sc!(read, fd.0, text.bytes.as_mut_ptr(), text.bytes.len()) }.ok()?;
+        Some(text)
+    }
+
+    fn as_str(&self) -> &str {
+        core::str::from_utf8(&self.bytes[..self.len]).unwrap_or_default()
+    }
+}
+
+/// When the scheduler last put the thread on or took it from its CPU: "se.exec_start  :  1234.567890", milliseconds.
+fn exec_start(task: core::fmt::Arguments<'_>) -> Option<u64> {
+    let text = Text::of(format_args!("/proc/{task}/sched"))?;
+    let line = text.as_str().lines().find_map(|l| l.strip_prefix("se.exec_start"))?;
+    let (whole, part) = line.trim_start_matches([' ', ':']).trim_end().split_once('.')?;
+    Some(whole.parse::<u64>().ok()? * 1_000_000 + part.get(..6)?.parse::<u64>().ok()?)
+}
+
+/// Field 39 of /proc/PID/stat, counted from field 3, which follows the name in parentheses (that may hold anything).
+fn last_cpu(tid: i32) -> Option<u16> {
+    let mut text = Text { bytes: [0; 256], len: 0 };
+    write!(text, "/proc/self/task/{tid}/stat").ok()?;
+    let fd = sys::open(CStr::from_bytes_until_nul(&text.bytes).ok()?, libc::O_RDONLY, 0).ok()?;
+    let mut line = [0u8; 1024];
+    // SAFETY: writable for its length.
+    let n = unsafe { sc!(read, fd.0, line.as_mut_ptr(), line.len()) }.ok()?;
+    let close = line[..n].iter().rposition(|&c| c == b')')?;
+    let cpu = core::str::from_utf8(&line[close + 2..n]).ok()?.split(' ').nth(36)?;
+    cpu.parse().ok()
+}
+
+fn current_cpu() -> Option<u16> {
+    let mut cpu = 0u32;
+    // SAFETY: cpu is an unsigned int.
+    unsafe { sc!(getcpu, &raw mut cpu, 0, 0) }.ok()?;
+    u16::try_from(cpu).ok()
+}
+
+impl Asleep {
+    const NOWHERE: u16 = u16::MAX;
+    /// Nothing is known.
+    pub const UNKNOWN: Self = Self { number: Self::NOWHERE, cpu: 0, check: 0, since: 0 };
+    /// Offset in siginfo_t: behind the fields of SI_QUEUE. The kernel carries 48 bytes of a siginfo (struct kernel_siginfo).
+    const PLACE: usize = 32;
+
+    fn check(pc: u64, sp: u64, first: u64) -> u32 {
+        let mixed = pc ^ sp.rotate_left(11) ^ first.rotate_left(23);
+        (mixed ^ mixed >> 32) as u32
+    }
+
+    /// What thread `tid` of this process sleeps in. `times`: how many more threads may be asked since when, which takes long.
+    pub fn of(tid: i32, times: &mut u32) -> Self {
+        let see = || {
+            let text = Text::of(format_args!("/proc/self/task/{tid}/syscall"))?;
+            // "7 0x55d69a2f78d0 0x0 0x1388 0x0 0x0 0x0 0x7f57b3bf8a30 0x7f57b431a26f"; "running"; "-1 SP PC".
+            let mut words = text.as_str().split_whitespace();
+            let number = words.next()?.parse::<u16>().ok()?;
+            let mut values = [0u64; 8];
+            for value in &mut values {
+                *value = u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
+            }
+            let [arguments @ .., sp, pc] = values;
+            Some((number, arguments, Self::check(pc, sp, arguments[0])))
+        };
+        let Some((number, arguments, check)) = see() else { return Self::UNKNOWN };
+        let mut asleep = Self { number, check, ..Self::UNKNOWN };
+        if *times > 0 && arch::has_timeout(number.into(), &arguments) {
+            *times -= 1;
+            if let (Some(cpu), Some(since)) = (last_cpu(tid), exec_start(format_args!("self/task/{tid}"))) {
+                (asleep.cpu, asleep.since) = (cpu, since);
+            }
+        }
+        asleep
+    }
+
+    /// Puts it into a siginfo.
+    ///
+    /// # Safety
+    /// `info` is a whole siginfo_t.
+    pub unsafe fn put(self, info: *mut u8) {
+        // SAFETY: the caller's; 16 bytes of 128.
+        unsafe { info.add(Self::PLACE).cast::<Self>().write_unaligned(self) }
+    }
+
+    /// In the handler: takes it out of a siginfo.
+    ///
+    /// # Safety
+    /// `info` is a whole siginfo_t, of a signal that we have sent.
+    pub unsafe fn take(info: *const u8) -> Self {
+        // SAFETY: the caller's.
+        unsafe { info.add(Self::PLACE).cast::<Self>().read_unaligned() }
+    }
+
+    /// The number of the call that was interrupted with these registers.
+    pub fn number(&self, pc: u64, sp: u64, first: u64) -> Option<u32> {
+        (self.number != Self::NOWHERE && self.check == Self::check(pc, sp, first)).then_some(self.number.into())
+    }
+
+    /// In the handler: for how many nanoseconds the calling thread has slept; 0: not known.
+    pub fn slept(&self) -> u64 {
+        if self.since == 0 || current_cpu() != Some(self.cpu) {
+            return 0;
+        }
+        let now = exec_start(format_args!("thread-self"));
+        // It must not have moved meanwhile: each CPU has its own time.
+        now.filter(|_| current_cpu() == Some(self.cpu)).map_or(0, |now| now.saturating_sub(self.since))
+    }
+}
