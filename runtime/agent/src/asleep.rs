@@ -21,13 +21,15 @@ pub struct Asleep {
     cpu: u16,
     /// Of program counter, stack pointer and first argument.
     check: u32,
-    /// When, in nanoseconds of that CPU's time; 0: not known.
-    since: u64,
+    /// When, in nanoseconds of that CPU's time, the low 48 bits; 0: not known.
+    since: [u16; 3],
+    /// How often it had been switched out by then, the low 16 bits.
+    switches: u16,
 }
 
 /// A path, or the beginning of a file, without allocation.
 struct Text {
-    bytes: [u8; 256],
+    bytes: [u8; 512],
     len: usize,
 }
 
@@ -35,7 +37,7 @@ impl core::fmt::Write for Text {
     fn write_str(&mut self, s: &str) -> core::fmt::Result {
         let end = self.len + s.len();
         // One byte stays for the end of a C string.
-        self.bytes.get_mut(self.len..end).filter(|_| end < 256).ok_or(core::fmt::Error)?.copy_from_slice(s.as_bytes());
+        self.bytes.get_mut(self.len..end).filter(|_| end < 512).ok_or(core::fmt::Error)?.copy_from_slice(s.as_bytes());
         self.len = end;
         Ok(())
     }
@@ -44,7 +46,7 @@ impl core::fmt::Write for Text {
 impl Text {
     /// The beginning of a file of /proc.
     fn of(path: core::fmt::Arguments<'_>) -> Option<Self> {
-        let mut text = Self { bytes: [0; 256], len: 0 };
+        let mut text = Self { bytes: [0; 512], len: 0 };
         text.write_fmt(path).ok()?;
         let fd = sys::open(CStr::from_bytes_until_nul(&text.bytes).ok()?, libc::O_RDONLY, 0).ok()?;
         // SAFETY: writable for its length.
@@ -57,17 +59,23 @@ impl Text {
     }
 }
 
-/// When the scheduler last put the thread on or took it from its CPU: "se.exec_start  :  1234.567890", milliseconds.
-fn exec_start(task: core::fmt::Arguments<'_>) -> Option<u64> {
+/// When the scheduler last put the thread on its CPU or took it from there, and how often it has done the latter.
+///
+/// "se.exec_start  :  1234.567890" in milliseconds, and "nr_switches  :  12".
+fn schedule(task: core::fmt::Arguments<'_>) -> Option<(u64, u16)> {
     let text = Text::of(format_args!("/proc/{task}/sched"))?;
-    let line = text.as_str().lines().find_map(|l| l.strip_prefix("se.exec_start"))?;
-    let (whole, part) = line.trim_start_matches([' ', ':']).trim_end().split_once('.')?;
-    Some(whole.parse::<u64>().ok()? * 1_000_000 + part.get(..6)?.parse::<u64>().ok()?)
+    let value = |name: &str| {
+        let line = text.as_str().lines().find_map(|l| l.strip_prefix(name))?;
+        Some(line.trim_start_matches([' ', ':']).trim_end())
+    };
+    let (whole, part) = value("se.exec_start")?.split_once('.')?;
+    let at = whole.parse::<u64>().ok()? * 1_000_000 + part.get(..6)?.parse::<u64>().ok()?;
+    Some((at, value("nr_switches")?.parse::<u64>().ok()? as u16))
 }
 
 /// Field 39 of /proc/PID/stat, counted from field 3, which follows the name in parentheses (that may hold anything).
 fn last_cpu(tid: i32) -> Option<u16> {
-    let mut text = Text { bytes: [0; 256], len: 0 };
+    let mut text = Text { bytes: [0; 512], len: 0 };
     write!(text, "/proc/self/task/{tid}/stat").ok()?;
     let fd = sys::open(CStr::from_bytes_until_nul(&text.bytes).ok()?, libc::O_RDONLY, 0).ok()?;
     let mut line = [0u8; 1024];
@@ -88,7 +96,7 @@ fn current_cpu() -> Option<u16> {
 impl Asleep {
     const NOWHERE: u16 = u16::MAX;
     /// Nothing is known.
-    pub const UNKNOWN: Self = Self { number: Self::NOWHERE, cpu: 0, check: 0, since: 0 };
+    pub const UNKNOWN: Self = Self { number: Self::NOWHERE, cpu: 0, check: 0, since: [0; 3], switches: 0 };
     /// Offset in siginfo_t: behind the fields of SI_QUEUE. The kernel carries 48 bytes of a siginfo (struct kernel_siginfo).
     const PLACE: usize = 32;
 
@@ -115,8 +123,9 @@ impl Asleep {
         let mut asleep = Self { number, check, ..Self::UNKNOWN };
         if *times > 0 && arch::has_timeout(number.into(), &arguments) {
             *times -= 1;
-            if let (Some(cpu), Some(since)) = (last_cpu(tid), exec_start(format_args!("self/task/{tid}"))) {
-                (asleep.cpu, asleep.since) = (cpu, since);
+            if let (Some(cpu), Some((at, switches))) = (last_cpu(tid), schedule(format_args!("self/task/{tid}"))) {
+                (asleep.cpu, asleep.switches) = (cpu, switches);
+                asleep.since = [at as u16, (at >> 16) as u16, (at >> 32) as u16];
             }
         }
         asleep
@@ -147,11 +156,14 @@ impl Asleep {
 
     /// In the handler: for how many nanoseconds the calling thread has slept; 0: not known.
     pub fn slept(&self) -> u64 {
-        if self.since == 0 || current_cpu() != Some(self.cpu) {
+        if self.since == [0; 3] || current_cpu() != Some(self.cpu) {
             return 0;
         }
-        let now = exec_start(format_args!("thread-self"));
-        // It must not have moved meanwhile: each CPU has its own time.
-        now.filter(|_| current_cpu() == Some(self.cpu)).map_or(0, |now| now.saturating_sub(self.since))
+        let [low, middle, high] = self.since.map(u64::from);
+        let since = low | middle << 16 | high << 32;
+        let now = schedule(format_args!("thread-self"));
+        // It must not have slept anew since the checkpoint thread looked, and not have moved: each CPU has its own time.
+        now.filter(|&(_, switches)| switches == self.switches && current_cpu() == Some(self.cpu))
+            .map_or(0, |(now, _)| now.wrapping_sub(since) & 0xffff_ffff_ffff)
     }
 }

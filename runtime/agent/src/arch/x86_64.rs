@@ -268,7 +268,7 @@ impl Frame {
             return None;
         }
         let (pc, sp, first) = (self.get(libc::REG_RIP), self.get(libc::REG_RSP), self.get(libc::REG_RDI));
-        asleep.number(pc, sp, first).or_else(|| number_in_code(pc as usize)).filter(|n| AGAIN.contains(n))
+        asleep.number(pc, sp, first).or_else(|| number_in_code(pc as usize, sp as usize)).filter(|n| AGAIN.contains(n))
     }
 
     /// Has the interrupted call entered again, if it is `interrupted` or was ours.
@@ -286,13 +286,26 @@ impl Frame {
     }
 }
 
-/// The number of the system call whose instruction ends at `rip`, as far as the code tells.
-fn number_in_code(rip: usize) -> Option<u32> {
+/// The number of the system call whose instruction ends at `rip`, with stack pointer `rsp`, as far as the code tells.
+fn number_in_code(rip: usize, rsp: usize) -> Option<u32> {
+    /// `mov r9, [rsp + 8]`, `syscall`: the end of syscall(2) in glibc, which has no frame.
+    const LIBC_SYSCALL: [u8; 7] = [0x4c, 0x8b, 0x4c, 0x24, 0x08, 0x0f, 0x05];
     // SAFETY: the thread executed the bytes just before rip; a page boundary is not crossed downwards by more than
     // the function that it runs in (text segments start on a page, with at least a header before the first code).
     let code = unsafe { core::slice::from_raw_parts((rip - 26) as *const u8, 26) };
     if code[24..26] != SYSCALL {
         return None;
+    }
+    if code[19..] == LIBC_SYSCALL {
+        // SAFETY: the return address; the bytes before it are the call, on the same page of code as the rest that is looked at.
+        return unsafe {
+            let back = *(rsp as *const usize);
+            let len = (back & 0xfff).min(64);
+            let before = core::slice::from_raw_parts((back - len) as *const u8, len);
+            // The nearest `mov edi, imm32`.
+            let loads = before.windows(5).rev().filter(|w| w[0] == 0xbf);
+            loads.map(|w| u32::from_le_bytes([w[1], w[2], w[3], w[4]])).find(|n| AGAIN.contains(n))
+        };
     }
     // The nearest load of eax before it.
     for at in (0..=19).rev() {

@@ -110,6 +110,12 @@ enum Timeout {
     AtR10,
     /// Pointer to a timespec in a register.
     AtR8,
+    /// Pointer in rdx to a timespec in which the kernel leaves what is left.
+    InRdx,
+    /// As `InRdx`.
+    InR8,
+    /// The same with a timeval.
+    TimevalInR8,
     /// The socket in rdi has it.
     Socket,
 }
@@ -128,6 +134,9 @@ fn kind(number: u64, [_, rsi, rdx, r10, r8]: [u64; 5]) -> Option<Timeout> {
         202 => (Timeout::AtR10, rsi & 0x7f == 0 && r10 != 0), // futex, FUTEX_WAIT
         128 => (Timeout::AtRdx, rdx != 0),                    // rt_sigtimedwait
         220 | 441 => (Timeout::AtR10, r10 != 0),              // semtimedop, epoll_pwait2
+        271 => (Timeout::InRdx, rdx != 0),                    // ppoll
+        270 => (Timeout::InR8, r8 != 0),                      // pselect6
+        23 => (Timeout::TimevalInR8, r8 != 0),                // select
         208 | 333 => (Timeout::AtR8, r8 != 0),                // io_getevents, io_pgetevents
         _ => (Timeout::Socket, direction(number).is_some()),
     };
@@ -143,9 +152,11 @@ fn direction(number: u64) -> Option<(i32, i16)> {
     }
 }
 
-/// Where the kernel writes what is left of a sleep; 0: nowhere.
-fn remainder(number: u64, [_, rsi, _, r10, _]: [u64; 5]) -> u64 {
+/// Where the kernel writes what is left of the time; 0: nowhere.
+fn remainder(number: u64, [_, rsi, rdx, r10, r8]: [u64; 5]) -> u64 {
     match number {
+        271 => rdx,
+        270 | 23 => r8,
         NANOSLEEP => rsi,
         CLOCK_NANOSLEEP => r10,
         _ => 0,
@@ -174,9 +185,14 @@ unsafe fn length(kind: Timeout, number: u64, arguments: [u64; 5]) -> Option<u64>
         Timeout::Rdx => milliseconds(rdx),
         Timeout::R10 => milliseconds(r10),
         Timeout::AtRdi => at(rdi),
-        Timeout::AtRdx => at(rdx),
+        Timeout::AtRdx | Timeout::InRdx => at(rdx),
         Timeout::AtR10 => at(r10),
-        Timeout::AtR8 => at(r8),
+        Timeout::AtR8 | Timeout::InR8 => at(r8),
+        // SAFETY: as above.
+        Timeout::TimevalInR8 => unsafe {
+            let [seconds, microseconds] = *(r8 as *const [u64; 2]);
+            Some(seconds.saturating_mul(1_000_000_000).saturating_add(microseconds.saturating_mul(1000)))
+        },
         Timeout::Socket => {
             let (mut time, mut len) = ([0u64; 2], 16u32);
             let (option, _) = direction(number)?;
@@ -223,10 +239,11 @@ pub fn begin(frame: &mut Frame, number: u64, interrupted_ns: u64, slept_ns: u64,
     let Some(kind) = kind(number, arguments) else { return false };
     // SAFETY: the caller has found a system call that returned EINTR.
     let Some(length) = (unsafe { length(kind, number, arguments) }) else { return false };
-    let left_ns = match remainder(number, arguments) {
-        0 => length.saturating_sub(slept_ns),
+    let left_ns = match (kind, remainder(number, arguments)) {
+        (_, 0) => length.saturating_sub(slept_ns),
+        (Timeout::InRdx | Timeout::InR8 | Timeout::TimevalInR8, _) => length,
         // SAFETY: the kernel has written a timespec there.
-        p => unsafe {
+        (_, p) => unsafe {
             let [seconds, nanoseconds] = *(p as *const [u64; 2]);
             seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
         },
@@ -263,6 +280,14 @@ pub fn begin(frame: &mut Frame, number: u64, interrupted_ns: u64, slept_ns: u64,
     true
 }
 
+/// Writes what is left where the program will look for it. False: it may not be written to, as the kernel has found too.
+fn put(to: u64, value: [u64; 2]) -> bool {
+    let (here, there) = ([(&raw const value) as u64, 16], [to, 16]);
+    // SAFETY: one struct iovec each.
+    let written = unsafe { sc!(process_vm_writev, sys::getpid(), here.as_ptr(), 1, there.as_ptr(), 1, 0) };
+    written == Ok(16)
+}
+
 /// Sends the thread to the stub.
 ///
 /// # Safety
@@ -288,9 +313,18 @@ unsafe fn enter(frame: &mut Frame, record: &mut Record) {
         Timeout::Rdx => frame.set(libc::REG_RDX, milliseconds),
         Timeout::R10 => frame.set(libc::REG_R10, milliseconds),
         Timeout::AtRdi => frame.set(libc::REG_RDI, pointer),
-        Timeout::AtRdx => frame.set(libc::REG_RDX, pointer),
+        Timeout::InRdx if put(record.rdx, record.timespec) => {}
+        Timeout::InR8 if put(record.r8, record.timespec) => {}
+        Timeout::TimevalInR8 => {
+            let micros = left.div_ceil(1000);
+            record.timespec = [micros / 1_000_000, micros % 1_000_000];
+            if !put(record.r8, record.timespec) {
+                frame.set(libc::REG_R8, pointer);
+            }
+        }
+        Timeout::AtRdx | Timeout::InRdx => frame.set(libc::REG_RDX, pointer),
         Timeout::AtR10 => frame.set(libc::REG_R10, pointer),
-        Timeout::AtR8 => frame.set(libc::REG_R8, pointer),
+        Timeout::AtR8 | Timeout::InR8 => frame.set(libc::REG_R8, pointer),
         Timeout::Socket => {
             frame.set(libc::REG_RDI, (&raw const record.poll) as u64);
             frame.set(libc::REG_RSI, 1);
