@@ -3,8 +3,9 @@
 //! The kernel tells neither in the frame of a signal that interrupts the call. /proc does, as long as the thread sleeps:
 //! `syscall` names the call, and `sched` says when the scheduler last took the thread from its CPU, in that CPU's own time.
 //! The checkpoint thread looks, and sends what it saw along with the stop signal, in the part of siginfo that is not in use
-//! for SI_QUEUE; the thread believes it only where the interrupted registers agree. On the CPU where it fell asleep it can
-//! then tell how long ago that was. That time leaves out interrupts, so a wait may be taken for shorter than it was, never longer.
+//! for SI_QUEUE; the thread believes it only where the interrupted registers agree, and it has not slept anew. How long ago
+//! it fell asleep only somebody on that CPU can tell: the checkpoint thread, or itself where it wakes. That time leaves out
+//! interrupts, so a wait may be taken for shorter than it was, never longer.
 //!
 //! Rules: what runs in the handler allocates nothing. Where /proc says nothing (no `sched` in this kernel, a process that
 //! may not read its own files) all works but for the time before a wait was first interrupted, which is given once more.
@@ -17,7 +18,7 @@ use core::{ffi::CStr, fmt::Write as _};
 pub struct Asleep {
     /// Number of the system call; [`Asleep::UNKNOWN`]: not known.
     number: u16,
-    /// CPU on which the thread fell asleep.
+    /// CPU on which the thread fell asleep; [`Asleep::ANY`]: `since` is for how long it has slept.
     cpu: u16,
     /// Of program counter, stack pointer and first argument.
     check: u32,
@@ -86,6 +87,36 @@ fn last_cpu(tid: i32) -> Option<u16> {
     cpu.parse().ok()
 }
 
+/// The checkpoint thread, on another CPU for a moment.
+struct Visit {
+    mask: [u8; 1024],
+    len: usize,
+}
+
+impl Visit {
+    fn to(cpu: u16) -> Option<Self> {
+        if current_cpu() == Some(cpu) {
+            return None;
+        }
+        let mut home = Self { mask: [0; 1024], len: 0 };
+        // SAFETY: masks of the lengths given.
+        unsafe {
+            home.len = sc!(sched_getaffinity, 0, home.mask.len(), home.mask.as_mut_ptr()).ok()?;
+            let mut there = [0u8; 1024];
+            *there.get_mut(usize::from(cpu / 8))? = 1 << (cpu % 8);
+            sc!(sched_setaffinity, 0, home.len, there.as_ptr()).ok()?;
+        }
+        Some(home)
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        // SAFETY: a mask of this length.
+        _ = unsafe { sc!(sched_setaffinity, 0, self.len, self.mask.as_ptr()) };
+    }
+}
+
 fn current_cpu() -> Option<u16> {
     let mut cpu = 0u32;
     // SAFETY: cpu is an unsigned int.
@@ -95,6 +126,10 @@ fn current_cpu() -> Option<u16> {
 
 impl Asleep {
     const NOWHERE: u16 = u16::MAX;
+    const ANY: u16 = u16::MAX;
+    /// How many threads may be asked about, the first of which the checkpoint thread visits on their CPUs.
+    pub const TIMES: u32 = 64;
+    const VISITS: u32 = Self::TIMES - 8;
     /// Nothing is known.
     pub const UNKNOWN: Self = Self { number: Self::NOWHERE, cpu: 0, check: 0, since: [0; 3], switches: 0 };
     /// Offset in siginfo_t: behind the fields of SI_QUEUE. The kernel carries 48 bytes of a siginfo (struct kernel_siginfo).
@@ -125,7 +160,17 @@ impl Asleep {
             *times -= 1;
             if let (Some(cpu), Some((at, switches))) = (last_cpu(tid), schedule(format_args!("self/task/{tid}"))) {
                 (asleep.cpu, asleep.switches) = (cpu, switches);
-                asleep.since = [at as u16, (at >> 16) as u16, (at >> 32) as u16];
+                let mut since = at;
+                let home = (*times >= Self::VISITS).then(|| Visit::to(cpu)).flatten();
+                if current_cpu() == Some(cpu)
+                    && let Some((now, _)) = schedule(format_args!("thread-self"))
+                    && current_cpu() == Some(cpu)
+                {
+                    since = now.saturating_sub(at).max(1);
+                    asleep.cpu = Self::ANY;
+                }
+                drop(home);
+                asleep.since = [since as u16, (since >> 16) as u16, (since >> 32) as u16];
             }
         }
         asleep
@@ -156,14 +201,23 @@ impl Asleep {
 
     /// In the handler: for how many nanoseconds the calling thread has slept; 0: not known.
     pub fn slept(&self) -> u64 {
-        if self.since == [0; 3] || current_cpu() != Some(self.cpu) {
+        let here = || self.cpu == Self::ANY || current_cpu() == Some(self.cpu);
+        if self.since == [0; 3] || !here() {
             return 0;
         }
         let [low, middle, high] = self.since.map(u64::from);
         let since = low | middle << 16 | high << 32;
         let now = schedule(format_args!("thread-self"));
         // It must not have slept anew since the checkpoint thread looked, and not have moved: each CPU has its own time.
-        now.filter(|&(_, switches)| switches == self.switches && current_cpu() == Some(self.cpu))
-            .map_or(0, |(now, _)| now.wrapping_sub(since) & 0xffff_ffff_ffff)
+        match now {
+            Some((now, switches)) if switches == self.switches && here() => {
+                if self.cpu == Self::ANY {
+                    since
+                } else {
+                    now.wrapping_sub(since) & 0xffff_ffff_ffff
+                }
+            }
+            _ => 0,
+        }
     }
 }

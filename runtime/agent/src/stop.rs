@@ -169,9 +169,6 @@ fn state(tid: i32) -> u8 {
 /// For how long the checkpoint thread waits for signalled threads before it looks who has ended, in nanoseconds.
 const FIRST_LOOK: u64 = 2_000_000;
 
-/// How many threads are asked for how long they have slept: the others stand meanwhile.
-const TIMES: u32 = 64;
-
 /// The program's stopped threads.
 pub struct Stopped {
     /// Thread ids, parked.
@@ -195,7 +192,7 @@ pub fn stop(deadline_ns: u64) -> Result<Stopped, String> {
     (0..SLOTS).map_while(|i| unsafe { (*table.add(i)).ready.swap(false, AcqRel).then_some(()) }).for_each(drop);
     STOP.store(1, Release);
     let mut signalled: Vec<i32> = Vec::new();
-    let mut times = TIMES;
+    let mut times = Asleep::TIMES;
     let end = sys::now_ns() + deadline_ns;
     let mut look_again = FIRST_LOOK;
     loop {
