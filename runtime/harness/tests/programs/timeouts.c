@@ -12,11 +12,10 @@
 #include <sys/sem.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <linux/aio_abi.h>
 #include <linux/futex.h>
 
 static const int64_t S = 1000000000;
-enum { KINDS = 17 };
+enum { KINDS = 16 };
 static int quiet[2], set_to_remove = -1;
 static atomic_int stopping;
 static atomic_long rounds[KINDS], late[KINDS];
@@ -102,16 +101,6 @@ static void w_semtimedop(void) {
     struct timespec t = {1, 0};
     CHECK(semtimedop(set, &op, 1, &t) == -1 && errno == EAGAIN, "semtimedop");
 }
-static void w_io_getevents(void) {
-    static aio_context_t context;
-    if (!context && syscall(SYS_io_setup, 1, &context)) { // not in this kernel
-        w_nanosleep();
-        return;
-    }
-    struct io_event e;
-    struct timespec t = {1, 0};
-    CHECK(syscall(SYS_io_getevents, context, 1, 1, &e, &t) == 0, "io_getevents");
-}
 static int timed_socket(int pair[2], int option) {
     struct timeval t = {1, 0};
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0, "socketpair");
@@ -149,7 +138,7 @@ static struct {
     const char *name;
 } kinds[KINDS] = {{w_raw_futex, "futex by syscall()"}, {w_raw_futex_absolute, "absolute futex by syscall()"},
               {w_raw_poll, "poll by syscall()"}, {w_ppoll, "ppoll"}, {w_epoll_pwait2, "epoll_pwait2"},
-              {w_semtimedop, "semtimedop"}, {w_io_getevents, "io_getevents"}, {w_recv, "recv"}, {w_write, "write"},
+              {w_semtimedop, "semtimedop"}, {w_recv, "recv"}, {w_write, "write"},
               {w_accept, "accept"}, {w_poll, "poll"}, {w_epoll, "epoll_wait"}, {w_select, "select"}, {w_nanosleep, "nanosleep"},
               {w_clock_nanosleep, "clock_nanosleep"}, {w_sigtimedwait, "sigtimedwait"}, {w_sem, "sem_timedwait"}};
 
