@@ -3,6 +3,7 @@
 //! Rules: between `stop` and `resume` nothing here touches the program's malloc, stdio, locks or loader. Whatever fails, the
 //! program runs on: the checkpoint fails, with the reason.
 use crate::{
+    apart,
     arch::{self, Context},
     conn::{self, Connection},
     descriptors::Survey,
@@ -293,7 +294,9 @@ impl Keeper {
         let member = self.member;
         let event = |event, round| plugins::dispatch(event, round, member, generation);
         let mut survey = Survey::default();
-        let outcome = event(Event::Suspended, 0).and_then(|_| stop::as_program(|| survey.take(&protected()))?);
+        let outcome = apart::refuse(&threads.tids)
+            .and_then(|()| event(Event::Suspended, 0))
+            .and_then(|_| stop::as_program(|| survey.take(&protected()))?);
         match outcome {
             Ok((descriptors, shared)) => {
                 let threads = threads.tids.len() as u32;

@@ -14,6 +14,7 @@ extern crate alloc;
 
 #[macro_use]
 mod sys;
+mod apart;
 mod arch;
 mod arena;
 mod asleep;
