@@ -3,7 +3,7 @@
 //! # Safety
 //! The runtime calls [`event`] with its info struct; RESTART and the like come while the program stands still.
 use crate::exchange::SCOPE;
-use crate::{arena, cm, fds, quiesce, restart};
+use crate::{arena, cm, fds, loaded, quiesce, restart};
 use core::ffi::{c_int, c_void};
 use slackwater_plugin::{Event, Info, Plugin, Verdict};
 
@@ -73,6 +73,7 @@ pub unsafe extern "C" fn event(_user: *mut c_void, info: *mut Info) -> c_int {
 
 extern "C" fn constructor() {
     let _ = slackwater_plugin::register(&PLUGIN);
+    loaded::at_start();
 }
 
 #[used]

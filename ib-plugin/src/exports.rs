@@ -43,6 +43,12 @@ macro_rules! exports {
             $(Export { name: $rname, version: $rversion, how: How::Refused },)*
             $(Export { name: $pname, version: $pversion, how: How::Passed($why) },)*
         ];
+        /// Our definition of a symbol; None: not ours.
+        pub(crate) fn definition(name: &[u8], version: &[u8]) -> Option<usize> {
+            let all: &[(&str, &str, *const ())] =
+                &[$(($name, $version, $f as *const ()),)* $(($rname, $rversion, $rf as *const ()),)*];
+            all.iter().find(|d| d.0.as_bytes() == name && d.1.as_bytes() == version).map(|d| d.2 as usize)
+        }
     };
     (@one $name:literal $version:literal $f:path) => {
         #[cfg(not(feature = "no-exports"))]

@@ -27,7 +27,7 @@ macro_rules! modules {
     )* };
 }
 modules! {
-    ah arena channel cm context cq device events exchange exports fds ident keys mr pd peers post qp quiesce refuse registry
+    ah arena channel cm context cq device events exchange exports fds ident keys loaded mr pd peers post qp quiesce refuse registry
     restart ring srq sync wire wr
 }
 #[allow(unsafe_code)]

@@ -56,6 +56,10 @@ pub fn run(options: &Options) -> Result<()> {
     jobs.args(&options.only);
     jobs.env("SLACKWATER_LEVEL", level).env("SLACKWATER_XTASK", std::env::current_exe()?);
     failed.extend(run::step(&mut jobs).err());
+    let mut pairs = run::cargo(["test", "--package", VERBS, "--test", "verbs", "--", "--test-threads", "1"]);
+    pairs.args(&options.only);
+    pairs.env("SLACKWATER_LEVEL", level).env("SLACKWATER_XTASK", std::env::current_exe()?);
+    failed.extend(run::step(&mut pairs).err());
     match failed.first() {
         None => Ok(()),
         Some(first) => bail!("{} of the test runs failed; the first: {first:#}", failed.len()),
@@ -66,6 +70,8 @@ pub fn run(options: &Options) -> Result<()> {
 const HARNESS: &str = "slackwater-harness";
 /// The MPI jobs likewise, one at a time: each is several processes that wait by spinning.
 const MPI: &str = "slackwater-mpi-tests";
+/// Pairs of verbs programs likewise.
+const VERBS: &str = "slackwater-verbs-tests";
 
 /// `slackwater` and its libraries, side by side in `target/release`, which is returned.
 pub fn build_release() -> Result<PathBuf> {
@@ -116,7 +122,7 @@ impl Packages {
             rest.args(["--exclude", name]);
         }
         if first.contains(&"test") {
-            rest.args(["--exclude", HARNESS, "--exclude", MPI]);
+            rest.args(["--exclude", HARNESS, "--exclude", MPI, "--exclude", VERBS]);
         }
         rest.args(last);
         all.push(rest);

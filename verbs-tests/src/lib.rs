@@ -1,0 +1,119 @@
+//! Pairs of verbs programs, server and client, as one computation.
+//!
+//! A shell runs both and says how they ended; what the device has sent (its packet counter) says that they are at work, so no
+//! checkpoint is aimed by a clock. A pair passes when both ended with status 0 and printed no error of theirs.
+#![deny(unsafe_code)]
+
+use anyhow::{Context as _, Result, bail, ensure};
+use slackwater_harness::{Computation, Mode, patience};
+use slackwater_mpi_tests::guest::packets_sent;
+use std::time::{Duration, Instant};
+
+/// A server and a client: the same command, the client's with the server's name behind it.
+#[derive(Clone, Copy, Debug)]
+pub struct Pair {
+    /// Name of the trial.
+    pub name: &'static str,
+    /// The command line.
+    pub command: &'static str,
+    /// The TCP port at which the server waits for its client.
+    pub port: u16,
+}
+
+/// What a pair goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scenario {
+    /// Without slackwater. What fails here is a mistake in the test.
+    Native,
+    /// Two checkpoints while it works.
+    GoOn,
+    /// Checkpoint, SIGKILL of all, restart; and once more, so that the second is a restart of a restart.
+    Restart,
+}
+
+/// Packets by which a pair is known to be at work: connection set-up sends none.
+const AT_WORK: u64 = 50;
+
+/// Server first; the client when the server listens.
+fn script(pair: &Pair) -> String {
+    let Pair { command, port, .. } = pair;
+    format!(
+        "{command} & server=$!
+         until ss -Hltn 'sport = :{port}' | grep -q .; do kill -0 $server || exit 9; done
+         {command} 127.0.0.1; client=$?
+         wait $server; echo RESULT client $client server $?"
+    )
+}
+
+/// Plays `scenario`.
+///
+/// # Errors
+/// What went wrong.
+pub fn play(pair: &Pair, scenario: Scenario) -> Result<()> {
+    let mut computation =
+        if scenario == Scenario::Native { Computation::native(Mode::Pipe)? } else { Computation::new(Mode::Pipe)? };
+    for (name, value) in
+        [("UCX_NET_DEVICES", "rxe0:1"), ("UCX_IB_GID_INDEX", "2"), ("UCX_TLS", "rc_verbs,ud_verbs,self")]
+    {
+        computation.env(name, value);
+    }
+    let before = packets_sent()?;
+    computation.launch(&["/bin/bash".into(), "-c".into(), script(pair)])?;
+    for n in 1..=2 {
+        if scenario == Scenario::Native {
+            break;
+        }
+        at_work(if n == 1 { before } else { packets_sent()? }).with_context(|| format!("before checkpoint {n}"))?;
+        computation.checkpoint(&[]).with_context(|| format!("checkpoint {n}"))?;
+        if scenario == Scenario::Restart {
+            computation.sigkill_all()?;
+            computation.restart(None)?;
+        }
+    }
+    let line = computation.wait_line("RESULT")?;
+    ensure!(line == "RESULT client 0 server 0", "{}: {line}", pair.command);
+    let status = computation.wait_exit()?;
+    ensure!(status.success(), "the shell ended with {status}");
+    Ok(())
+}
+
+/// Waits until the device has sent [`AT_WORK`] packets more than `before`.
+fn at_work(before: u64) -> Result<()> {
+    let until = Instant::now() + patience();
+    while packets_sent()? < before + AT_WORK {
+        if Instant::now() > until {
+            bail!("the device sends nothing");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+/// A program that loads libibverbs by dlopen(3), on a machine with or without a device, restarted.
+///
+/// # Errors
+/// What it found instead of the wrappers.
+pub fn loads() -> Result<()> {
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/loads.c");
+    let folder = std::env::temp_dir().join(format!("slackwater-loads-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    let program = folder.join("loads");
+    let compiled = std::process::Command::new("cc").args(["-O1", "-o"]).arg(&program).arg(source).status()?;
+    ensure!(compiled.success(), "loads.c does not compile");
+    let program = program.to_string_lossy().into_owned();
+    let mut native = Computation::native(Mode::Pipe)?;
+    native.launch(std::slice::from_ref(&program))?;
+    native.wait_line("ok").context("natively")?;
+    native.wait_exit()?;
+    let plugin = slackwater_harness::Kit::find()?.slackwater().with_file_name("libslackwater_ib.so");
+    let mut computation = Computation::new(Mode::Pipe)?;
+    computation.launch_with(&["--plugin", &plugin.to_string_lossy()], &[program, "ours".into(), "-l".into()])?;
+    computation.wait_line("ok")?;
+    computation.checkpoint(&[])?;
+    computation.sigkill_all()?;
+    computation.restart(None)?;
+    computation.type_in(b"once more\n")?;
+    computation.wait_line("again")?;
+    std::fs::remove_dir_all(&folder)?;
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! Verbs programs of others: `guest::PROGRAM::SCENARIO`. What takes part depends on `$SLACKWATER_LEVEL`.
+//!
+//! Figures that the programs print are not looked at: perftest measures the processor's clock first, and on a busy machine finds
+//! none, natively too.
+#![deny(unsafe_code)]
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Failed, Trial};
+use slackwater_harness::in_guest;
+use slackwater_mpi_tests::guest;
+use slackwater_verbs_tests::{Pair, Scenario, play};
+use std::process::ExitCode;
+
+const fn pair(name: &'static str, command: &'static str) -> Pair {
+    Pair { name, command, port: 18515 }
+}
+
+const fn ucx(name: &'static str, command: &'static str) -> Pair {
+    Pair { name, command, port: 13337 }
+}
+
+/// In normal runs.
+const MAIN: &[Pair] = &[
+    pair("rc_pingpong", "ibv_rc_pingpong -g 2 -n 600"),
+    pair("rc_pingpong-events", "ibv_rc_pingpong -g 2 -n 6000 -e"),
+    pair("uc_pingpong-events", "ibv_uc_pingpong -g 2 -n 6000 -e"),
+    pair("ud_pingpong-events", "ibv_ud_pingpong -g 2 -n 6000 -e"),
+    pair("srq_pingpong-events", "ibv_srq_pingpong -g 2 -n 8000 -e"),
+    pair("send_bw", "ib_send_bw -x 2 -F -D 3"),
+    pair("write_bw-3-qps-both-ways", "ib_write_bw -x 2 -F -D 3 -q 3 -b"),
+    pair("read_bw", "ib_read_bw -x 2 -F -D 3"),
+    pair("atomic_bw", "ib_atomic_bw -x 2 -F -D 3"),
+    pair("send_lat-srq", "ib_send_lat -x 2 -F -D 3 --use-srq"),
+    pair("write_lat", "ib_write_lat -x 2 -F -D 3"),
+    pair("read_lat", "ib_read_lat -x 2 -F -D 3"),
+    pair("atomic_lat", "ib_atomic_lat -x 2 -F -D 3"),
+    pair("send_bw-ud", "ib_send_bw -x 2 -F -D 3 -c UD"),
+    ucx("ucx-rc-tag", "ucx_perftest -t tag_bw -s 8192 -n 30000 -f"),
+    ucx("ucx-rc-am", "ucx_perftest -d rxe0:1 -x rc_verbs -t am_bw -n 60000 -f"),
+    ucx("ucx-ud-am", "ucx_perftest -d rxe0:1 -x ud_verbs -t am_bw -n 60000 -f"),
+];
+
+/// In full runs as well.
+const MORE: &[Pair] = &[
+    pair("uc_pingpong", "ibv_uc_pingpong -g 2 -n 600"),
+    pair("ud_pingpong", "ibv_ud_pingpong -g 2 -n 600"),
+    pair("srq_pingpong", "ibv_srq_pingpong -g 2 -n 2000"),
+    pair("send_bw-uc", "ib_send_bw -x 2 -F -D 3 -c UC"),
+    pair("write_bw-uc", "ib_write_bw -x 2 -F -D 3 -c UC"),
+    pair("send_bw-srq-4-qps", "ib_send_bw -x 2 -F -D 3 --use-srq -q 4"),
+    pair("send_bw-old-post", "ib_send_bw -x 2 -F -D 3 --use_old_post_send"),
+    pair("atomic_bw-old-post", "ib_atomic_bw -x 2 -F -D 3 --use_old_post_send"),
+    pair("send_bw-all-sizes", "ib_send_bw -x 2 -F -a -n 200"),
+    pair("read_bw-both-ways", "ib_read_bw -x 2 -F -D 3 -b"),
+    pair("send_lat-uc", "ib_send_lat -x 2 -F -D 3 -c UC"),
+    pair("send_lat-ud", "ib_send_lat -x 2 -F -D 3 -c UD"),
+    pair("write_lat-uc", "ib_write_lat -x 2 -F -D 3 -c UC"),
+    ucx("ucx-rc-add", "ucx_perftest -d rxe0:1 -x rc_verbs -t add_mr -n 60000 -f"),
+    ucx("ucx-get", "ucx_perftest -t ucp_get -n 100000 -f"),
+];
+
+const SCENARIOS: [(&str, Scenario); 3] =
+    [("native", Scenario::Native), ("go-on", Scenario::GoOn), ("restart", Scenario::Restart)];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let level = std::env::var("SLACKWATER_LEVEL").unwrap_or_default();
+    let has_xtask = std::env::var_os("SLACKWATER_XTASK").is_some();
+    let mut trials = Vec::new();
+    for (rows, main) in [(MAIN, true), (MORE, false)] {
+        for pair in rows {
+            for (scenario, what) in SCENARIOS {
+                let name = format!("{}::{scenario}", pair.name);
+                let skip = match level.as_str() {
+                    "full" => false,
+                    "quick" => true,
+                    _ => !main || what != Scenario::Restart,
+                };
+                let trial = if in_guest() {
+                    Trial::test(format!("inside::{name}"), move || play(pair, what).map_err(fail))
+                } else {
+                    Trial::test(format!("guest::{name}"), move || guest::run(&format!("inside::{name}")).map_err(fail))
+                };
+                trials.push(trial.with_ignored_flag(skip || !(has_xtask || in_guest())));
+            }
+        }
+    }
+    trials.push(Trial::test("host::loads-libibverbs-itself", || loads().map_err(fail)));
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// A program that loads libibverbs by dlopen(3) gets our definitions, after a restart too.
+fn loads() -> Result<()> {
+    slackwater_verbs_tests::loads()
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "map_err hands it over")]
+fn fail(error: anyhow::Error) -> Failed {
+    Failed::from(format!("{error:#}"))
+}
