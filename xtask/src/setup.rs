@@ -16,6 +16,10 @@ const PACKAGES: &[(&str, &str)] = &[
     ("verbs", "rdma-core ibverbs-providers ibverbs-utils rdmacm-utils perftest libibverbs-dev librdmacm-dev"),
     ("MPI", "openmpi-bin libopenmpi-dev mpich libmpich-dev ucx-utils libfabric-bin gfortran"),
     ("tests with other people's programs", "g++ clang libomp-dev python3 perl default-jdk-headless gdb strace tmux"),
+    (
+        "tests with other people's programs on a terminal",
+        "dash zsh tcsh vim emacs-nox less sqlite3 screen bsdutils make",
+    ),
     ("tests with other people's allocators", "libjemalloc2 libtcmalloc-minimal4"),
 ];
 

@@ -5,16 +5,19 @@
 use crate::{asleep::Asleep, stop, sys};
 use slackwater_hook::thread::{per_thread, set_park};
 
+/// Is the calling thread inside a wrapper?
+pub fn in_wrapper() -> bool {
+    // SAFETY: this thread's own block.
+    unsafe { (&raw const (*per_thread()).wrapper_depth).read_volatile() != 0 }
+}
+
 /// In the stop handler: true if this thread is inside a wrapper and will park as it leaves.
 pub fn defer_stop() -> bool {
-    let block = per_thread();
-    // SAFETY: this thread's own block.
-    unsafe {
-        if (&raw const (*block).wrapper_depth).read_volatile() == 0 {
-            return false;
-        }
-        (&raw mut (*block).stop_requested).write_volatile(1);
+    if !in_wrapper() {
+        return false;
     }
+    // SAFETY: this thread's own block.
+    unsafe { (&raw mut (*per_thread()).stop_requested).write_volatile(1) };
     true
 }
 

@@ -10,6 +10,7 @@
 use crate::sys;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::*};
+use slackwater_protocol::signal::SIGNAL;
 
 /// sizeof(siginfo_t)
 const SIGINFO: usize = 128;
@@ -64,8 +65,17 @@ pub fn take(owner: i32, set: u64) {
                 entry.info[..4].fill(0);
                 return;
             }
+            if is_ours(&entry.info) {
+                entry.info[..4].fill(0);
+            }
         }
     }
+}
+
+/// The checkpoint signal, sent to a thread that had parked by an earlier one.
+fn is_ours(info: &[u8; SIGINFO]) -> bool {
+    let int = |at: usize| i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
+    (int(0), int(8)) == (SIGNAL, libc::SI_QUEUE)
 }
 
 /// The process's signals that wait, taken by the (checkpoint) thread that has none of its own.

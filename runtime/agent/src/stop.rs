@@ -26,13 +26,12 @@ use core::{
 };
 pub use parked::{as_program, leave_job, take_pending};
 use slackwater_image::meta;
+pub use slackwater_protocol::signal::SIGNAL;
+use slackwater_protocol::signal::{HOLD, PARK};
 pub use slot::{Slot, restore as restore_self};
 
-/// The checkpoint signal, and who else has it: see the module's head.
-pub const SIGNAL: c_int = 33;
-const SI_QUEUE: c_int = -1;
-/// Tells our deliveries from others'.
-const MAGIC: usize = 0x51ac_cafe;
+/// For how long a thread that is held waits for the checkpoint thread, in nanoseconds: the coordinator may be gone.
+const HOLD_NS: u64 = 2_000_000_000;
 /// Room for threads (address space, not memory).
 const SLOTS: usize = 1 << 17;
 
@@ -67,8 +66,10 @@ unsafe extern "C" fn park(slot: *mut c_void) -> usize {
 
 unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, ucontext: *mut c_void) {
     // SAFETY: the kernel's arguments.
-    let ours = unsafe { (*info).si_code == SI_QUEUE && (*info).si_value().sival_ptr as usize == MAGIC };
-    if !ours {
+    let value = unsafe { (*info).si_value().sival_ptr as usize };
+    // SAFETY: as above.
+    let ours = unsafe { (*info).si_code } == libc::SI_QUEUE;
+    if !(ours && matches!(value, PARK | HOLD)) {
         let next = CHAINED.load(Acquire);
         if next > 1 {
             type Handler = unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
@@ -76,6 +77,9 @@ unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, uconte
             unsafe { core::mem::transmute::<usize, Handler>(next)(signal, info, ucontext) };
         }
         return;
+    }
+    if value == HOLD {
+        hold();
     }
     if STOP.load(Acquire) == 0 || relay::is_listener() || crate::guard::defer_stop() {
         return;
@@ -87,6 +91,7 @@ unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, uconte
     let interrupted_ns = sys::now_ns();
     // SAFETY: the frame is this handler's, and the siginfo our own.
     let (mut frame, asleep) = unsafe { (Frame::new(ucontext), Asleep::take(info.cast())) };
+    let asleep = if value == HOLD { Asleep::UNKNOWN } else { asleep };
     arch::note_time_left(&mut frame);
     let interrupted = frame.interrupted(&asleep);
     let slept_ns = interrupted.map_or(0, |_| asleep.slept());
@@ -112,17 +117,32 @@ unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, uconte
     }
 }
 
+/// In the handler: a stopped process has just been continued, and is about to be told to stop its threads.
+fn hold() {
+    if relay::is_listener() || crate::guard::in_wrapper() {
+        return;
+    }
+    let end = sys::now_ns() + HOLD_NS;
+    while STOP.load(Acquire) == 0 {
+        let left = end.saturating_sub(sys::now_ns());
+        if left == 0 {
+            return;
+        }
+        sys::futex_wait(&STOP, 0, Some(left));
+    }
+}
+
 /// Sends the checkpoint signal to a thread of this process, with what it sleeps in.
 pub fn signal_thread(tid: i32, asleep: Asleep) -> sys::Result<()> {
     // SAFETY: all zeros is a siginfo; the fields set are those that SI_QUEUE reads (sigaction(2)).
     unsafe {
         let mut info: libc::siginfo_t = zeroed();
         info.si_signo = SIGNAL;
-        info.si_code = SI_QUEUE;
+        info.si_code = libc::SI_QUEUE;
         // si_pid, si_uid, si_value follow the common fields.
         let p = (&raw mut info).cast::<u8>();
         p.add(16).cast::<i32>().write(sys::getpid());
-        p.add(24).cast::<usize>().write(MAGIC);
+        p.add(24).cast::<usize>().write(PARK);
         asleep.put(p);
         sc!(rt_tgsigqueueinfo, sys::getpid(), tid, SIGNAL, &raw const info).map(drop)
     }
@@ -191,6 +211,7 @@ pub fn stop(deadline_ns: u64) -> Result<Stopped, String> {
     // SAFETY: no thread is in the handler beyond `restore` now; slots are ours until STOP is set.
     (0..SLOTS).map_while(|i| unsafe { (*table.add(i)).ready.swap(false, AcqRel).then_some(()) }).for_each(drop);
     STOP.store(1, Release);
+    sys::futex_wake(&STOP);
     let mut signalled: Vec<i32> = Vec::new();
     let mut times = Asleep::TIMES;
     let end = sys::now_ns() + deadline_ns;

@@ -6,6 +6,7 @@ use rustix::{
     io::Errno,
     process::{Pid, PidfdFlags, Signal},
 };
+use slackwater_protocol::signal;
 use std::{fs, path::Path, sync::Arc};
 use tokio::io::unix::AsyncFd;
 
@@ -90,14 +91,36 @@ pub(crate) fn is_stopped(pid: i32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
 }
 
+/// Sees to it that the threads of a stopped process park before they run, if its agent takes the checkpoint signal already.
+pub(crate) fn hold_threads(pid: i32) {
+    let Some(caught) = signal_set(pid, "SigCgt:") else { return };
+    if caught & 1 << (signal::SIGNAL - 1) == 0 {
+        return;
+    }
+    // SAFETY: all zeros is a siginfo.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    (info.si_signo, info.si_code) = (signal::SIGNAL, libc::SI_QUEUE);
+    // SAFETY: after the common fields come si_pid, si_uid and si_value (sigaction(2)).
+    unsafe { (&raw mut info).cast::<u8>().add(24).cast::<usize>().write(signal::HOLD) };
+    for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        if let Ok(tid) = task.file_name().to_string_lossy().parse::<i32>() {
+            // One that has ended needs none.
+            // SAFETY: `info` is a siginfo.
+            unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal::SIGNAL, &raw const info) };
+        }
+    }
+}
+
+/// A set of signals in /proc/PID/status.
+fn signal_set(pid: i32, name: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let set = status.lines().find_map(|line| line.strip_prefix(name))?;
+    u64::from_str_radix(set.trim(), 16).ok()
+}
+
 /// Is a SIGCONT pending, for its first thread or for all of it? None: it cannot be told.
 pub(crate) fn continue_pending(pid: i32) -> Option<bool> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let pending = |name| {
-        let set = status.lines().find_map(|line| line.strip_prefix(name))?;
-        u64::from_str_radix(set.trim(), 16).ok()
-    };
-    let set = pending("SigPnd:")? | pending("ShdPnd:")?;
+    let set = signal_set(pid, "SigPnd:")? | signal_set(pid, "ShdPnd:")?;
     Some(set & 1 << (Signal::CONT.as_raw() - 1) != 0)
 }
 

@@ -153,7 +153,7 @@ struct Server {
     woken: HashMap<Conn, bool>,
     /// Members that can be watched.
     processes: HashMap<Conn, (Handle, i32)>,
-    expected: HashMap<Token, Handle>,
+    expected: HashMap<Token, (Handle, i32)>,
     /// Jobs on files that must end before the coordinator does.
     jobs: JoinSet<()>,
     /// Answers to effects that were carried out at once.
@@ -225,20 +225,26 @@ impl Server {
                 Effect::Watch(conn, pid, claim) => self.watch(conn, pid, claim.as_ref()),
                 Effect::WatchExpected(token, pid) => self.watch_expected(token, pid),
                 Effect::Wake(conn) => self.wake(conn),
+                Effect::WakeExpected(token) => {
+                    if let Some((process, pid)) = self.expected.get(&token)
+                        && process::is_stopped(*pid)
+                        && process.signal(Signal::CONT).is_ok()
+                    {
+                        self.inputs.push_back(Input::WokenExpected(token));
+                    }
+                }
                 Effect::Woke(conn) => {
                     let pending = self.processes.get(&conn).and_then(|&(_, pid)| process::continue_pending(pid));
                     self.woken.extend(pending.map(|pending| (conn, pending)));
                 }
-                Effect::Continued(conn) => {
-                    let before = self.woken.remove(&conn);
-                    let pending = self.processes.get(&conn).and_then(|&(_, pid)| process::continue_pending(pid));
-                    if (before, pending) == (Some(false), Some(true)) {
-                        self.inputs.push_back(Input::Continued(conn));
-                    }
-                }
                 Effect::Stop(conn) => {
-                    if let Some((process, _)) = self.processes.get(&conn) {
-                        let _ = process.signal(Signal::STOP);
+                    let before = self.woken.remove(&conn);
+                    if let Some((process, pid)) = self.processes.get(&conn) {
+                        if (before, process::continue_pending(*pid)) == (Some(false), Some(true)) {
+                            self.inputs.push_back(Input::Continued(conn));
+                        } else {
+                            let _ = process.signal(Signal::STOP);
+                        }
                     }
                 }
                 Effect::Kill(conn) => match self.processes.get(&conn) {
@@ -246,7 +252,7 @@ impl Server {
                     None => self.send(conn, &ToProcess::Kill),
                 },
                 Effect::KillExpected(token) => {
-                    if let Some(process) = self.expected.get(&token) {
+                    if let Some((process, _)) = self.expected.get(&token) {
                         process.kill();
                     }
                 }
@@ -335,7 +341,7 @@ impl Server {
         let events = self.events.clone();
         match process::open(pid) {
             Found::Alive(handle) => {
-                self.expected.insert(token, handle.clone());
+                self.expected.insert(token, (handle.clone(), pid));
                 tokio::spawn(async move {
                     handle.died().await;
                     drop(events.send(Event::Input(Input::ExpectedDied(token))));
@@ -352,6 +358,7 @@ impl Server {
         if !process::is_stopped(*pid) {
             return;
         }
+        process::hold_threads(*pid);
         match process.signal(Signal::CONT) {
             Ok(()) => self.inputs.push_back(Input::Woken(conn)),
             Err(error) => log(&format!("process {pid} is stopped and cannot be continued: {error}")),

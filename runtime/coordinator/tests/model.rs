@@ -390,7 +390,7 @@ impl World {
                 Effect::FindShared(generation, _) => self.shared = Some(generation),
                 Effect::Commit(manifest) => self.check_commit(&manifest),
                 Effect::Exit => self.exited = true,
-                Effect::Wake(_) | Effect::Woke(_) | Effect::Continued(_) | Effect::Stop(_) => {
+                Effect::Wake(_) | Effect::WakeExpected(_) | Effect::Woke(_) | Effect::Stop(_) => {
                     panic!("nobody is stopped here, and no time passes")
                 }
                 Effect::Drain(_) | Effect::RemoveFolder(_) | Effect::Log(_) => {}

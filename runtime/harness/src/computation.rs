@@ -54,6 +54,15 @@ pub struct Status {
     pub last_checkpoint: Option<serde_json::Value>,
     /// Why the last checkpoint failed.
     pub error: Option<String>,
+    /// Its processes, one by one.
+    pub members: Vec<Member>,
+}
+
+/// A process, as `slackwater status --json` has it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Member {
+    /// Its pid, in the pid namespace of the computation's coordinator.
+    pub pid: u32,
 }
 
 /// A committed generation.
@@ -72,6 +81,8 @@ struct Running {
     err: Output,
     /// The next line of `out` that nobody has waited for yet.
     seen: usize,
+    /// The next byte of `out` that nobody has waited for yet; see [`Computation::wait_text`].
+    read: usize,
     /// The terminal's master, which must stay open.
     terminal: Option<fs::File>,
 }
@@ -87,6 +98,8 @@ pub struct Computation {
     running: Option<Running>,
     /// Standard error of what ended last.
     ended: Output,
+    /// What runs was started by `slackwater restart`.
+    restarted: bool,
 }
 
 impl Computation {
@@ -115,7 +128,8 @@ impl Computation {
         }
         let stop = folder.path().join("stop");
         let env = vec![("SW_STOP".to_owned(), stop.to_string_lossy().into_owned())];
-        Ok(Self { folder, kit: None, mode, env, under: Vec::new(), running: None, ended: Output::default() })
+        let ended = Output::default();
+        Ok(Self { folder, kit: None, mode, env, under: Vec::new(), running: None, restarted: false, ended })
     }
 
     /// Sets an environment variable of the program.
@@ -168,6 +182,7 @@ impl Computation {
             *first = copy.to_string_lossy().into_owned();
         }
         words.extend(program);
+        self.restarted = false;
         self.start(&words)
     }
 
@@ -180,6 +195,7 @@ impl Computation {
         if let Some(number) = generation {
             words.extend(["--generation".to_owned(), number.to_string()]);
         }
+        self.restarted = true;
         self.start(&words)
     }
 
@@ -265,6 +281,43 @@ impl Computation {
         }
     }
 
+    /// Waits for `text` anywhere in what nobody has waited for by this function before: what full-screen programs paint has
+    /// no lines.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub fn wait_text(&mut self, text: &str) -> Result<()> {
+        let running = self.running.as_mut().context("nothing runs")?;
+        match running.out.wait_text(running.read, patience(), text) {
+            Ok(read) => {
+                running.read = read;
+                Ok(())
+            }
+            Err(error) => bail!("{}", self.explain(&format!("{error:#}"))),
+        }
+    }
+
+    /// Types `text`, and waits for `answer` in what is painted from now on.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub fn ask(&mut self, text: &str, answer: &str) -> Result<()> {
+        let running = self.running.as_mut().context("nothing runs")?;
+        running.read = running.out.bytes();
+        self.type_in(text.as_bytes())?;
+        self.wait_text(answer).with_context(|| format!("after {text:?} was typed"))
+    }
+
+    /// Checkpoint, SIGKILL, restart.
+    ///
+    /// # Errors
+    /// What failed.
+    pub fn cycle(&mut self) -> Result<()> {
+        self.checkpoint(&[])?;
+        self.sigkill_all()?;
+        self.restart(None)
+    }
+
     /// Waits for a line that is printed from now on and starts with `start`.
     ///
     /// # Errors
@@ -282,14 +335,20 @@ impl Computation {
         }
     }
 
-    /// Kills the program, and all its descendants, with SIGKILL, and sees to it that they are gone. The coordinator, which
-    /// descends from none of them, lives on.
+    /// Kills the program, all its descendants, and its daemons that descend from it no more, with SIGKILL, and sees to it
+    /// that they are gone. The coordinator, which descends from none of them, lives on.
     ///
     /// # Errors
     /// When one survives, or when somebody still holds its output open.
     pub fn sigkill_all(&mut self) -> Result<()> {
+        let mut pids = process::tree(self.running()?.child.id());
+        if !self.restarted && self.kit.is_some() {
+            // (A restarted computation has pids of its own, and nobody leaves its tree.)
+            let members = self.status()?.members;
+            pids.extend(members.iter().map(|m| m.pid).filter(|pid| !pids.contains(pid)).collect::<Vec<_>>());
+        }
         let mut running = self.running.take().context("nothing runs")?;
-        process::kill_tree(running.child.id(), patience())?;
+        process::kill_all(pids, patience())?;
         let status = running.child.wait()?;
         ensure!(status.signal() == Some(9), "killed, but the status is {status}: it had ended before");
         running.out.wait_end(patience()).context("after all processes were killed")
@@ -364,6 +423,15 @@ impl Computation {
         Ok(())
     }
 
+    /// The process group that has the program's terminal.
+    ///
+    /// # Errors
+    /// There is no terminal, or it is nobody's.
+    pub fn foreground(&self) -> Result<i32> {
+        let terminal = self.running()?.terminal.as_ref().context("it has no terminal")?;
+        Ok(rustix::termios::tcgetpgrp(terminal).context("tcgetpgrp")?.as_raw_nonzero().get())
+    }
+
     fn running(&self) -> Result<&Running> {
         self.running.as_ref().context("nothing runs")
     }
@@ -412,7 +480,7 @@ impl Computation {
             let err = Output::read(child.stderr.take().context("no pipe")?);
             (child, out, err, None)
         };
-        self.running = Some(Running { child, out, err, seen: 0, terminal });
+        self.running = Some(Running { child, out, err, seen: 0, read: 0, terminal });
         Ok(())
     }
 

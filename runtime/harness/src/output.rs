@@ -15,6 +15,8 @@ pub struct Output {
 struct Lines {
     complete: Vec<String>,
     partial: Vec<u8>,
+    /// All of it, as it came.
+    raw: Vec<u8>,
     ended: bool,
 }
 
@@ -39,6 +41,7 @@ impl Output {
 
     fn take(&self, data: &[u8]) {
         self.change(|lines| {
+            lines.raw.extend_from_slice(data);
             lines.partial.extend_from_slice(data);
             while let Some(end) = lines.partial.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = lines.partial.drain(..=end).collect();
@@ -103,6 +106,35 @@ impl Output {
                 let why = if lines.ended { "the output ended" } else { "the time limit came" };
                 drop(lines);
                 bail!("waited for {what}, but {why}; last lines:\n{}", self.tail(10));
+            }
+            lines = self.shared.1.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Number of bytes so far.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).raw.len()
+    }
+
+    /// Waits until `text` stands anywhere after the first `from` bytes, whole lines or not, and gives the number of bytes up
+    /// to its end.
+    ///
+    /// # Errors
+    /// When the stream ends or `limit` passes without it.
+    pub fn wait_text(&self, from: usize, limit: Duration, text: &str) -> Result<usize> {
+        let until = Instant::now() + limit;
+        let mut lines = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let at = lines.raw[from..].windows(text.len()).position(|window| window == text.as_bytes());
+            if let Some(at) = at {
+                return Ok(from + at + text.len());
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if lines.ended || left.is_zero() {
+                let why = if lines.ended { "the output ended" } else { "the time limit came" };
+                let seen = String::from_utf8_lossy(&lines.raw[from..]).escape_debug().to_string();
+                bail!("waited for {text:?}, but {why}; seen since: {}", &seen[seen.len().saturating_sub(3000)..]);
             }
             lines = self.shared.1.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
         }

@@ -38,8 +38,12 @@ fn children(pid: u32) -> Vec<u32> {
 /// # Errors
 /// When one of them is still there after `limit`.
 pub fn kill_tree(root: u32, limit: Duration) -> Result<Vec<u32>> {
+    kill_all(tree(root), limit)
+}
+
+/// Sends SIGKILL to `pids`, and waits for their end.
+pub(crate) fn kill_all(pids: Vec<u32>, limit: Duration) -> Result<Vec<u32>> {
     let until = Instant::now() + limit;
-    let pids = tree(root);
     let pinned: Vec<(u32, OwnedFd)> = pids.iter().filter_map(|pid| Some((*pid, open(*pid)?))).collect();
     for (_, fd) in &pinned {
         // A process that has just ended is what we want.

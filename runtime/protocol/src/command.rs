@@ -38,7 +38,7 @@ pub struct RestartMember {
     pub member: u64,
     /// Its pid, as the manifest has it and as it will say in `Join`.
     pub pid: i32,
-    /// It was stopped, and is to be stopped again once it has resumed.
+    /// It was stopped, and is to be stopped again before it resumes.
     pub stopped: bool,
 }
 

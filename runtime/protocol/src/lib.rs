@@ -8,6 +8,7 @@
 //! - [`message`]: what a process says and hears
 //! - [`command`]: what the command line says and hears
 //! - [`names`]: environment variables and file names that all parts agree on
+//! - [`signal`]: the checkpoint signal
 #![no_std]
 #![deny(unsafe_code)]
 extern crate alloc;
@@ -22,3 +23,4 @@ pub mod command;
 pub mod frame;
 pub mod message;
 pub mod names;
+pub mod signal;

@@ -53,7 +53,7 @@ struct Part {
     suspended: bool,
     snapshotted: bool,
     resume_sent: bool,
-    /// It was stopped, has been continued for the checkpoint, and is to be stopped again when it has resumed.
+    /// It was stopped, has been continued for the checkpoint, and is to be stopped again before it resumes.
     stop: bool,
     /// It counts as stopped in the manifest.
     stopped: bool,
@@ -324,16 +324,13 @@ impl Machine {
         let Some(checkpoint) = self.attempt(generation) else { return };
         checkpoint.unresumed.remove(&conn);
         checkpoint.figures.stopped_us = checkpoint.figures.stopped_us.max(stopped_us);
-        if checkpoint.parts.get_mut(&conn).is_some_and(|part| std::mem::take(&mut part.stop)) {
-            self.emit(Effect::Stop(conn));
-        }
     }
 
-    /// It was found stopped, and runs for now.
+    /// It was found stopped, and has been continued.
     pub(super) fn woken(&mut self, conn: Conn) {
         let Some(part) = self.checkpoint().and_then(|c| c.parts.get_mut(&conn)) else { return };
         (part.stop, part.stopped) = (true, true);
-        let line = format!("{} was stopped: it runs for this checkpoint only", part.name);
+        let line = format!("{} was stopped: it was continued for this checkpoint", part.name);
         self.log(line);
     }
 
@@ -404,6 +401,10 @@ impl Machine {
             for conn in silent {
                 self.emit(Effect::Wake(conn));
             }
+            let coming = self.expected.iter().filter(|(_, e)| e.pid.is_some()).map(|(&token, _)| token);
+            for token in coming.collect::<Vec<_>>() {
+                self.emit(Effect::WakeExpected(token));
+            }
         }
         let Some(checkpoint) = self.checkpoint() else { return };
         if checkpoint.deadline(patience).is_none_or(|deadline| now < deadline) {
@@ -415,10 +416,7 @@ impl Machine {
         }
         let seconds = patience / 1_000_000;
         if matches!(checkpoint.stage, Stage::Abort { .. }) {
-            let silent = std::mem::take(&mut checkpoint.unresumed);
-            let mut stop = |conn: &Conn| checkpoint.parts.get_mut(conn).is_some_and(|p| std::mem::take(&mut p.stop));
-            let again: Vec<Conn> = silent.into_iter().filter(&mut stop).collect();
-            again.into_iter().for_each(|conn| self.emit(Effect::Stop(conn)));
+            checkpoint.unresumed.clear();
             return self.log(format!("after {seconds} s still no answer from {missing}: not waited for any longer"));
         }
         let reason = format!(
@@ -455,8 +453,7 @@ impl Machine {
             if self.members.get(&conn).is_some_and(|m| m.left) {
                 self.left_in_checkpoint(conn);
             } else {
-                self.look_for_continued(conn);
-                self.emit(Effect::Send(conn, ToProcess::Resume { generation, aborted: Some(reason.clone()) }));
+                self.resume(conn, ToProcess::Resume { generation, aborted: Some(reason.clone()) });
             }
         }
     }
@@ -536,8 +533,7 @@ impl Machine {
                 }
                 checkpoint.unresumed.extend(&told);
                 for conn in told {
-                    self.look_for_continued(conn);
-                    self.emit(Effect::Send(conn, ToProcess::Resume { generation, aborted: None }));
+                    self.resume(conn, ToProcess::Resume { generation, aborted: None });
                 }
                 self.progress();
             }
@@ -564,11 +560,15 @@ impl Machine {
         true
     }
 
-    fn look_for_continued(&mut self, conn: Conn) {
-        let woken = |c: &mut Checkpoint| c.parts.get(&conn).is_some_and(|part| part.stop);
-        if self.checkpoint().is_some_and(woken) {
-            self.emit(Effect::Continued(conn));
+    /// One that had been woken is stopped before it can read this: it resumes when somebody continues it, and is not
+    /// waited for. So its threads do not run in between (one that reads its terminal in the background would stop itself).
+    fn resume(&mut self, conn: Conn, message: ToProcess) {
+        let Some(checkpoint) = self.checkpoint() else { return };
+        if checkpoint.parts.get_mut(&conn).is_some_and(|part| std::mem::take(&mut part.stop)) {
+            checkpoint.unresumed.remove(&conn);
+            self.emit(Effect::Stop(conn));
         }
+        self.emit(Effect::Send(conn, message));
     }
 
     fn quiesce_round(&mut self, round: u32) {

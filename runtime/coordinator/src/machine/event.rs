@@ -27,7 +27,9 @@ pub enum Input {
     ExpectedDied(Token),
     /// The process behind this connection was stopped (SIGSTOP, ^Z) and has been continued; answer to [`Effect::Wake`].
     Woken(Conn),
-    /// Somebody else has continued it since; answer to [`Effect::Continued`].
+    /// The same of a process that is expected with this token; answer to [`Effect::WakeExpected`].
+    WokenExpected(Token),
+    /// Somebody else has continued it since; answer to [`Effect::Stop`].
     Continued(Conn),
     /// Time has passed; see [`Machine::deadline`](super::Machine::deadline).
     Tick,
@@ -74,11 +76,12 @@ pub enum Effect {
     WatchExpected(Token, i32),
     /// If the process behind the connection is stopped, continue it, so that it can answer, and report `Woken`.
     Wake(Conn),
+    /// The same for the process that is expected with this token: it was stopped before it has joined.
+    WakeExpected(Token),
     /// It stands, and had been woken: note whether a SIGCONT is pending by now.
     Woke(Conn),
-    /// It is about to resume, and had been woken: report `Continued` when a SIGCONT has become pending since `Woke`.
-    Continued(Conn),
-    /// SIGSTOP: it had been woken, or was stopped when it was saved.
+    /// SIGSTOP: it had been woken, or was stopped when it was saved. When a SIGCONT has become pending since `Woke`,
+    /// somebody else has continued it: report `Continued` instead.
     Stop(Conn),
     /// SIGKILL to the process behind the connection.
     Kill(Conn),

@@ -81,6 +81,8 @@ struct Expected {
     by: Option<Conn>,
     /// Known from `Born`, or because it is an exec.
     pid: Option<i32>,
+    /// It was found stopped, and has been continued so that it can join.
+    woken: bool,
 }
 
 /// What goes on.
@@ -156,7 +158,7 @@ impl Machine {
             settings,
         };
         if let Some((token, pid)) = machine.settings.expect {
-            machine.expected.insert(token, Expected { by: None, pid: Some(pid) });
+            machine.expected.insert(token, Expected { by: None, pid: Some(pid), woken: false });
             machine.emit(Effect::WatchExpected(token, pid));
         }
         let effects = std::mem::take(&mut machine.out.0);
@@ -175,6 +177,11 @@ impl Machine {
                 self.expected.remove(&token);
             }
             Input::Woken(conn) => self.woken(conn),
+            Input::WokenExpected(token) => {
+                if let Some(expected) = self.expected.get_mut(&token) {
+                    expected.woken = true;
+                }
+            }
             Input::Continued(conn) => self.continued(conn),
             Input::Tick => self.tick(),
             Input::Folder { generation, result } => self.folder_made(generation, result),
@@ -268,7 +275,8 @@ impl Machine {
             FromProcess::Expect { token } => {
                 // Its Join may have been read first, for it comes on another connection.
                 if !self.members.values().any(|m| m.token == token) {
-                    self.expected.entry(token).or_insert(Expected { by: None, pid: None }).by = Some(conn);
+                    self.expected.entry(token).or_insert(Expected { by: None, pid: None, woken: false }).by =
+                        Some(conn);
                 }
             }
             FromProcess::Born { token, pid } => {
@@ -329,7 +337,9 @@ impl Machine {
             return self.emit(Effect::Close(conn));
         }
         let token = member.token;
-        let mut announced = token != 0 && self.expected.remove(&token).is_some();
+        let expected = self.expected.remove(&token).filter(|_| token != 0);
+        let mut announced = expected.is_some();
+        let woken = expected.is_some_and(|e| e.woken);
         // Whatever else this pid was announced as, it has become this.
         self.expected.retain(|_, expected| expected.pid != Some(member.pid));
         // Another program of a process that has joined before: its old self is over, though a child of it may be writing.
@@ -364,8 +374,14 @@ impl Machine {
         self.emit(Effect::Send(conn, ToProcess::Joined { member: number }));
         self.emit(Effect::Watch(conn, pid, claim));
         match &self.activity {
+            Activity::Idle if woken => self.emit(Effect::Stop(conn)),
             Activity::Idle => {}
-            Activity::Checkpoint(_) => self.joined_in_checkpoint(conn, announced),
+            Activity::Checkpoint(_) => {
+                self.joined_in_checkpoint(conn, announced);
+                if woken {
+                    self.woken(conn);
+                }
+            }
             Activity::Restart(_) => self.joined_in_restart(conn, restarted_from),
             Activity::Ending(_) => self.emit(Effect::Kill(conn)),
         }
@@ -449,7 +465,7 @@ impl Machine {
         // Children that it announced and whose pid nobody knows: they join unannounced, or do not exist.
         self.expected.retain(|_, expected| expected.by != Some(conn) || expected.pid.is_some());
         if let Some(token) = member.exec {
-            self.expected.insert(token, Expected { by: None, pid: Some(member.pid) });
+            self.expected.insert(token, Expected { by: None, pid: Some(member.pid), woken: false });
             self.watch_expected(token, member.pid);
         } else if !member.left {
             self.log(format!("{} left", member.name()));

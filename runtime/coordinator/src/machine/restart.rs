@@ -137,20 +137,24 @@ impl Machine {
         restart.stage = Stage::Resume;
         restart.since = now;
         restart.awaited = restart.parts.clone();
-        let generation = restart.generation;
-        for conn in restart.parts.clone() {
+        let (generation, parts) = (restart.generation, restart.parts.clone());
+        for conn in parts {
+            // Before it can read that it may go; it does when somebody continues it.
+            let stopped = self.members.get(&conn).is_some_and(|m| self.was_stopped(m.pid));
+            if stopped {
+                self.emit(Effect::Stop(conn));
+            }
             self.emit(Effect::Send(conn, ToProcess::Resume { generation, aborted: None }));
+            if stopped {
+                self.restart_resumed(conn);
+            }
         }
     }
 
     pub(super) fn restart_resumed(&mut self, conn: Conn) {
         let Some(restart) = self.restart().filter(|restart| matches!(restart.stage, Stage::Resume)) else { return };
-        let first = restart.awaited.remove(&conn);
+        restart.awaited.remove(&conn);
         let (requester, generation, last) = (restart.requester, restart.generation, restart.awaited.is_empty());
-        let stop = self.members.get(&conn).is_some_and(|m| first && self.was_stopped(m.pid));
-        if stop {
-            self.emit(Effect::Stop(conn));
-        }
         if last {
             self.log(format!("restart: generation {generation} runs"));
             self.activity = Activity::Idle;

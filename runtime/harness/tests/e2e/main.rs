@@ -9,6 +9,7 @@ mod cases;
 mod clocks;
 mod counter;
 mod doctor;
+mod named;
 mod plugins;
 mod refused;
 
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
             cases.extend(doctor::all());
             cases.extend(plugins::all());
             cases.extend(refused::all());
+            cases.extend(named::all());
             cases
         }
         Err(error) => {
