@@ -108,9 +108,6 @@ pub fn before(folder: &Path, transport: &'static Transport) -> Result<()> {
 
     say("The same under slackwater: mpirun, its daemons and the ranks are one computation.");
     let mut words = slackwater(folder, "launch")?;
-    if transport.verbs {
-        words.extend(["--plugin".to_owned(), crate::job::ib_plugin()?.to_string_lossy().into_owned()]);
-    }
     words.extend(command);
     prompt(&words);
     let sent = packets(transport)?;

@@ -2,7 +2,7 @@
 use crate::transport::Transport;
 use anyhow::{Context as _, Result};
 use slackwater_harness::{Computation, Mode, Program};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A program of `programs/`, how it is started, and with how many ranks.
 #[derive(Clone, Debug)]
@@ -49,22 +49,4 @@ impl Job {
         computation.env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
         Ok(computation)
     }
-
-    /// Launches it.
-    ///
-    /// # Errors
-    /// When it cannot be started, or the plugin for verbs is missing.
-    pub fn launch(&self, computation: &mut Computation, native: bool) -> Result<()> {
-        let plugin = if self.transport.verbs && !native { Some(ib_plugin()?) } else { None };
-        let options = plugin.map(|p| vec!["--plugin".to_owned(), p.to_string_lossy().into_owned()]).unwrap_or_default();
-        computation.launch_with(&options.iter().map(String::as_str).collect::<Vec<_>>(), &self.command()?)
-    }
-}
-
-/// The InfiniBand plugin beside `slackwater`.
-pub(crate) fn ib_plugin() -> Result<PathBuf> {
-    let slackwater = slackwater_harness::Kit::find()?.slackwater();
-    let plugin = slackwater.with_file_name("libslackwater_ib.so");
-    anyhow::ensure!(plugin.exists(), "no {}: run `cargo build --release -p slackwater-ib` first", plugin.display());
-    Ok(plugin)
 }

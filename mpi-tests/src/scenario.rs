@@ -18,7 +18,7 @@ pub const SCENARIOS: [&str; 4] = ["native", "go-on", "restart", "digits"];
 pub fn play(job: &Job, scenario: &str, checkpoints: u32) -> Result<()> {
     let native = scenario == "native";
     let mut computation = job.computation(native)?;
-    job.launch(&mut computation, native)?;
+    computation.launch(&job.command()?)?;
     computation.wait_line("ready")?;
     computation.wait_line(BEAT)?;
     match scenario {
@@ -55,7 +55,7 @@ fn digits(job: &Job, mut computation: Computation, checkpoints: u32) -> Result<(
     cycles(&mut computation, checkpoints)?;
     let interrupted = answer(&mut computation)?;
     let mut computation = job.computation(true)?;
-    job.launch(&mut computation, true)?;
+    computation.launch(&job.command()?)?;
     let native = answer(&mut computation)?;
     ensure!(interrupted == native, "restarted: {interrupted}\nuninterrupted: {native}");
     Ok(())
