@@ -83,6 +83,8 @@ unsafe extern "C" fn constructor(_argc: c_int, _argv: *const *const c_char, envp
     let named = unsafe { variable(envp, names::ENV_PLUGINS) };
     follow::env::remember(named);
     plugins::options::remember(named.unwrap_or_default());
+    // SAFETY: the loader's arguments.
+    stop::choose_signal(unsafe { variable(envp, names::ENV_SIGNAL) });
     guard::install();
     follow::thread::prepare();
     let token = token.unwrap_or_default();

@@ -10,7 +10,6 @@
 use crate::sys;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::*};
-use slackwater_protocol::signal::SIGNAL;
 
 /// sizeof(siginfo_t)
 const SIGINFO: usize = 128;
@@ -75,13 +74,13 @@ pub fn take(owner: i32, set: u64) {
 /// The checkpoint signal, sent to a thread that had parked by an earlier one.
 fn is_ours(info: &[u8; SIGINFO]) -> bool {
     let int = |at: usize| i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
-    (int(0), int(8)) == (SIGNAL, libc::SI_QUEUE)
+    (int(0), int(8)) == (crate::stop::signal(), libc::SI_QUEUE)
 }
 
 /// The process's signals that wait, taken by the (checkpoint) thread that has none of its own.
 pub fn take_process() {
     // The checkpoint signal is how others ring for this thread.
-    let set = waiting() & !(1 << (crate::stop::SIGNAL - 1));
+    let set = waiting() & !(1 << (crate::stop::signal() - 1));
     if set != 0 {
         take(PROCESS, set);
     }

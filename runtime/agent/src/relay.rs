@@ -70,7 +70,7 @@ pub fn ring() -> bool {
 
 /// The listener waits: until one of `fds` is ready, somebody rings, or `timeout_ns` have passed.
 pub fn wait(fds: &mut [libc::pollfd], timeout_ns: Option<u64>) {
-    let others = !(1u64 << (stop::SIGNAL - 1));
+    let others = !(1u64 << (stop::signal() - 1));
     let ts = timeout_ns.map(|n| [n / 1_000_000_000, n % 1_000_000_000]);
     let ts = ts.as_ref().map_or(core::ptr::null(), |t| t.as_ptr());
     // SAFETY: ppoll(2) with a mask of 8 bytes; on a signal no revents are written.

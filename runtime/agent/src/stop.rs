@@ -5,7 +5,8 @@
 //!
 //! The signal is 33 (SIGSETXID), which glibc reserves: no mask, set, `sigaction`, `sigwait` or `signalfd` of the program
 //! can name it, so there is nothing to hide. glibc uses it for `setuid` and its like in threads; those deliveries have
-//! another `si_code` and go on to glibc's handler.
+//! another `si_code` and go on to glibc's handler. `launch --signal 32` takes the other one of this kind (SIGCANCEL, for
+//! `pthread_cancel`).
 //!
 //! Rules for what runs in the handler: no allocation, no lock, no libc; the program's errno is not touched (raw system
 //! calls only); the stack may be a small alternate stack, so frames stay below 1 KiB.
@@ -22,16 +23,29 @@ use alloc::{format, string::String, vec::Vec};
 use core::{
     ffi::{c_int, c_void},
     mem::zeroed,
-    sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::*},
+    sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering::*},
 };
 pub use parked::{as_program, leave_job, take_pending};
 use slackwater_image::meta;
-pub use slackwater_protocol::signal::SIGNAL;
-use slackwater_protocol::signal::{HOLD, PARK};
+use slackwater_protocol::signal::{self, HOLD, PARK};
 pub use slot::{Slot, restore as restore_self};
 
 /// For how long a thread that is held waits for the checkpoint thread, in nanoseconds: the coordinator may be gone.
 const HOLD_NS: u64 = 2_000_000_000;
+/// The checkpoint signal, and who else has it: see the module's head.
+static SIGNAL: AtomicI32 = AtomicI32::new(signal::SIGNAL);
+/// The checkpoint signal.
+pub fn signal() -> c_int {
+    SIGNAL.load(Relaxed)
+}
+
+/// In the constructor, from the environment: the other one that glibc reserves, or nonsense, which changes nothing.
+pub fn choose_signal(number: Option<&str>) {
+    if number == Some("32") {
+        SIGNAL.store(signal::OTHER, Relaxed);
+    }
+}
+
 /// Room for threads (address space, not memory).
 const SLOTS: usize = 1 << 17;
 
@@ -137,14 +151,14 @@ pub fn signal_thread(tid: i32, asleep: Asleep) -> sys::Result<()> {
     // SAFETY: all zeros is a siginfo; the fields set are those that SI_QUEUE reads (sigaction(2)).
     unsafe {
         let mut info: libc::siginfo_t = zeroed();
-        info.si_signo = SIGNAL;
+        info.si_signo = signal();
         info.si_code = libc::SI_QUEUE;
         // si_pid, si_uid, si_value follow the common fields.
         let p = (&raw mut info).cast::<u8>();
         p.add(16).cast::<i32>().write(sys::getpid());
         p.add(24).cast::<usize>().write(PARK);
         asleep.put(p);
-        sc!(rt_tgsigqueueinfo, sys::getpid(), tid, SIGNAL, &raw const info).map(drop)
+        sc!(rt_tgsigqueueinfo, sys::getpid(), tid, signal(), &raw const info).map(drop)
     }
 }
 
@@ -164,7 +178,7 @@ pub fn install() -> sys::Result<bool> {
     pending::install()?;
     parked::install()?;
     // SAFETY: the kernel's struct sigaction is these four words on x86-64.
-    unsafe { sc!(rt_sigaction, SIGNAL, new.as_ptr(), old.as_mut_ptr(), 8) }?;
+    unsafe { sc!(rt_sigaction, signal(), new.as_ptr(), old.as_mut_ptr(), 8) }?;
     let changed = old[0] != new[0];
     if changed {
         CHAINED.store(old[0], Release);

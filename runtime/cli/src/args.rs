@@ -98,6 +98,9 @@ pub struct Launch {
     pub dir: Dir,
     #[command(flatten)]
     pub options: CoordinatorOptions,
+    /// The signal that stops the program's threads: 33, or 32; both are glibc's own, which no program can see
+    #[arg(long, value_name = "N", default_value = "33", value_parser = signal, hide_short_help = true)]
+    pub signal: u8,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
@@ -178,6 +181,16 @@ fn seconds(text: &str) -> Result<Duration, String> {
     match Duration::try_from_secs_f64(seconds) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
         _ => Err("must be more than 0 seconds".into()),
+    }
+}
+
+fn signal(text: &str) -> Result<u8, String> {
+    match text.parse() {
+        Ok(number @ (32 | 33)) => Ok(number),
+        _ => Err("only 32 and 33 can be shared with any program: glibc keeps them (SIGCANCEL, SIGSETXID) out of each mask, \
+            sigaction, sigwait and signalfd, and hands on its own; any other could be blocked, waited for or taken over by the \
+            program"
+            .into()),
     }
 }
 

@@ -36,7 +36,8 @@ pub fn launch(launch: args::Launch) -> Result<()> {
     let preload = preload(&library, &options.plugins);
 
     let daemon = spawn_daemon(&launch.dir.dir, &options, &own)?;
-    let mut environment: Vec<(OsString, OsString)> = env::vars_os().collect();
+    let mut environment: Vec<(OsString, OsString)> =
+        env::vars_os().filter(|(name, _)| name != names::ENV_SIGNAL).collect();
     let mut set = |name: &str, value: OsString| {
         environment.retain(|(other, _)| other != name);
         environment.push((name.into(), value));
@@ -46,6 +47,9 @@ pub fn launch(launch: args::Launch) -> Result<()> {
     set(names::ENV_TOKEN, names::format_token(token).into());
     set(names::ENV_PRELOAD, preload);
     set(names::ENV_PLUGINS, plugin::variable(&plugins)?.into());
+    if launch.signal != 33 {
+        set(names::ENV_SIGNAL, launch.signal.to_string().into());
+    }
     let error = exec(&program, &launch.command, &environment)?;
     // The coordinator sees this process end, and ends too.
     Err(error).with_context(|| format!("{}: cannot be executed", program.display()))

@@ -159,3 +159,17 @@ fn a_static_program_and_a_missing_library_are_refused() {
     assert!(stderr.contains("/no/such/lib.so: cannot be preloaded"), "{stderr}");
     assert!(!bench.folder().exists(), "nothing was started");
 }
+
+#[test]
+fn signals_that_a_program_could_see_are_refused() {
+    let Some(bench) = Bench::new() else { return };
+    for number in ["12", "40", "0", "x"] {
+        let (code, _, stderr) = out(&mut bench.slackwater(&["launch", "--signal", number, "true"]));
+        assert_eq!(code, Some(2), "{stderr}");
+        assert!(stderr.contains("only 32 and 33"), "{stderr}");
+    }
+    let (code, _, stderr) =
+        out(&mut bench.slackwater(&["launch", "--signal", "32", "sh", "-c", "exit $SLACKWATER_SIGNAL"]));
+    assert_eq!(code, Some(32), "{stderr}");
+    bench.ended();
+}

@@ -94,19 +94,17 @@ pub(crate) fn is_stopped(pid: i32) -> bool {
 /// Sees to it that the threads of a stopped process park before they run, if its agent takes the checkpoint signal already.
 pub(crate) fn hold_threads(pid: i32) {
     let Some(caught) = signal_set(pid, "SigCgt:") else { return };
-    if caught & 1 << (signal::SIGNAL - 1) == 0 {
-        return;
-    }
-    // SAFETY: all zeros is a siginfo.
-    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    (info.si_signo, info.si_code) = (signal::SIGNAL, libc::SI_QUEUE);
-    // SAFETY: after the common fields come si_pid, si_uid and si_value (sigaction(2)).
-    unsafe { (&raw mut info).cast::<u8>().add(24).cast::<usize>().write(signal::HOLD) };
-    for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-        if let Ok(tid) = task.file_name().to_string_lossy().parse::<i32>() {
+    let tasks = || fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    for number in [signal::SIGNAL, signal::OTHER].into_iter().filter(|number| caught & 1 << (number - 1) != 0) {
+        // SAFETY: all zeros is a siginfo.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        (info.si_signo, info.si_code) = (number, libc::SI_QUEUE);
+        // SAFETY: after the common fields come si_pid, si_uid and si_value (sigaction(2)).
+        unsafe { (&raw mut info).cast::<u8>().add(24).cast::<usize>().write(signal::HOLD) };
+        for tid in tasks().filter_map(|task| task.file_name().to_string_lossy().parse::<i32>().ok()) {
             // One that has ended needs none.
             // SAFETY: `info` is a siginfo.
-            unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal::SIGNAL, &raw const info) };
+            unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid, number, &raw const info) };
         }
     }
 }

@@ -15,6 +15,8 @@ pub const ENV_DIR: &str = "SLACKWATER_DIR";
 pub const ENV_TOKEN: &str = "SLACKWATER_TOKEN";
 /// Environment: the plugins and their options ([`format_plugins`]), for those who must put `LD_PRELOAD` together again.
 pub const ENV_PLUGINS: &str = "SLACKWATER_PLUGINS";
+/// Number of the checkpoint signal, where it is not the default.
+pub const ENV_SIGNAL: &str = "SLACKWATER_SIGNAL";
 /// Environment, read by the launcher alone: path of `libslackwater.so` where it is not beside the program.
 pub const ENV_LIB: &str = "SLACKWATER_LIB";
 /// ld.so(8): libraries to load first; ours comes first in it.

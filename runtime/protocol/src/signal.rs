@@ -5,6 +5,9 @@
 
 /// Its number.
 pub const SIGNAL: i32 = 33;
+/// The other one that glibc reserves (SIGCANCEL), by `launch --signal 32`. Its handler for one of them that is not ours
+/// ignores what we send.
+pub const OTHER: i32 = 32;
 /// Value: park, if the checkpoint thread says so at the moment of delivery.
 pub const PARK: usize = 0x51ac_cafe;
 /// Value: wait a while for the checkpoint thread to say so. The coordinator sends it to the threads of a stopped process

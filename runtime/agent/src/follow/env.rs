@@ -1,6 +1,6 @@
 //! The environment of a program that is to join: the program's own, and what carries the agent, whatever the program did to
 //! either (`env -i`, `unsetenv`, an LD_PRELOAD of its own).
-use crate::init;
+use crate::{init, stop};
 use alloc::{ffi::CString, string::String, vec::Vec};
 use core::{
     cell::UnsafeCell,
@@ -59,6 +59,7 @@ pub unsafe fn inject(envp: *const *const c_char, token: u64, pid: Option<i32>) -
     if let Some(pid) = pid {
         token.push_str(&alloc::format!("-{pid}"));
     }
+    let signal = alloc::format!("{}", stop::signal());
     let mut set = [
         (names::ENV_ADDR, config.address.as_str()),
         (names::ENV_DIR, config.folder.as_str()),
@@ -66,6 +67,9 @@ pub unsafe fn inject(envp: *const *const c_char, token: u64, pid: Option<i32>) -
         (names::ENV_PLUGINS, found.plugins.as_str()),
     ]
     .to_vec();
+    if stop::signal() != slackwater_protocol::signal::SIGNAL {
+        set.push((names::ENV_SIGNAL, signal.as_str()));
+    }
     let name_is = |entry: &CStr, name: &str| {
         entry.to_bytes().strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&b'='))
     };

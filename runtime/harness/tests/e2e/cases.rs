@@ -23,6 +23,7 @@ pub fn all() -> Vec<Case> {
         with("sparse-costs-nothing", "quick", &["sparse"], sparse_costs_nothing),
         with("shared-once", "normal", &["shared"], shared_once),
         with("interval", "normal", &["counter"], interval),
+        with("other-signal", "normal", &["cancel"], other_signal),
     ];
     // A file system of our own is mounted: the guest is the place for it.
     let mut disk = with("disk-full", "quick", &["counter"], disk_full);
@@ -483,4 +484,21 @@ fn disk_full() -> Result<()> {
     // The coordinator ends with its last process; until then the folder is in use.
     ensure!(Command::new("umount").arg("-l").arg(&dir).status()?.success(), "umount");
     Ok(())
+}
+
+/// `--signal 32` is shared with pthread_cancel; another one is refused.
+fn other_signal() -> Result<()> {
+    let mut computation = Computation::new(Mode::Pipe)?;
+    computation.launch_with(&["--signal", "32"], &program("cancel")?)?;
+    computation.wait_line("beat")?;
+    for _ in 0..4 {
+        computation.checkpoint(&[])?;
+        for _ in 0..6 {
+            computation.wait_new_line("beat")?;
+        }
+        computation.sigkill_all()?;
+        computation.restart(None)?;
+        computation.wait_line("beat")?;
+    }
+    computation.finish()
 }
