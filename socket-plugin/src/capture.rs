@@ -20,6 +20,12 @@ pub struct Refusal {
     pub passing: bool,
 }
 
+impl Refusal {
+    fn passing(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), passing: true }
+    }
+}
+
 impl From<String> for Refusal {
     fn from(reason: String) -> Self {
         Self { reason, passing: false }
@@ -30,16 +36,16 @@ const SO_PEEK_OFF: i32 = 42;
 const SO_PASSCRED: i32 = 16;
 const MSG_CTRUNC: i32 = 8;
 const MSG_TRUNC: i32 = 0x20;
-/// The largest datagram, and more: Unix datagrams are bounded by the send buffer only.
-const DATAGRAM: usize = 256 * 1024;
+/// As much as is peeked at in one call, of a stream; more than most datagrams have.
+const PART: usize = 64 * 1024;
 
-/// What the socket is, without its options and unread bytes.
+/// What kind of socket it is: what never changes, by as few calls as that takes, for there may be thousands.
 ///
 /// # Errors
 /// A socket that no restart could bring back, in words.
-pub fn describe(fd: i32, ino: u64, diag: &Diag) -> Result<Socket> {
+pub fn recognise(fd: i32, ino: u64) -> Result<Socket> {
     let option = |name| sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, name).map_err(|e| failed("getsockopt", e));
-    let mut s = Socket {
+    let s = Socket {
         family: option(39 /* SO_DOMAIN */)?,
         kind: option(3 /* SO_TYPE */)?,
         protocol: option(38 /* SO_PROTOCOL */)?,
@@ -62,12 +68,22 @@ pub fn describe(fd: i32, ino: u64, diag: &Diag) -> Result<Socket> {
             ));
         }
     }
+    Ok(s)
+}
+
+/// Where the recognised socket is in its life: addresses, state. Its options and unread bytes are [`fill`]'s.
+///
+/// # Errors
+/// The kernel does not answer.
+pub fn describe(fd: i32, s: &mut Socket, diag: &Diag) -> Result<()> {
+    let (family, kind, protocol, ino, widened) = (s.family, s.kind, s.protocol, s.ino, s.widened);
+    *s = Socket { family, kind, protocol, ino, widened, ..Socket::default() };
     s.local = name(fd, libc::SYS_getsockname).map_err(|e| failed("getsockname", e))?;
     s.peer = name(fd, libc::SYS_getpeername).unwrap_or_default();
     match s.family {
-        libc::AF_UNIX => unix(fd, &mut s, diag)?,
+        libc::AF_UNIX => unix(fd, s, diag)?,
         libc::AF_NETLINK => {}
-        _ if s.kind == libc::SOCK_STREAM => tcp(fd, &mut s)?,
+        _ if s.kind == libc::SOCK_STREAM => tcp(fd, s)?,
         _ => {
             if !s.peer.is_empty() {
                 s.state = State::Connected;
@@ -75,7 +91,7 @@ pub fn describe(fd: i32, ino: u64, diag: &Diag) -> Result<Socket> {
             (s.shut_read, _) = shut(fd);
         }
     }
-    Ok(s)
+    Ok(())
 }
 
 /// Takes options and unread bytes.
@@ -83,7 +99,7 @@ pub fn describe(fd: i32, ino: u64, diag: &Diag) -> Result<Socket> {
 /// # Errors
 /// Bytes that cannot be taken without receiving them, in words.
 pub fn fill(fd: i32, s: &mut Socket, diag: &Diag) -> core::result::Result<(), Refusal> {
-    s.options = crate::options::read(fd, s);
+    s.options = diag.options(fd, s);
     if matches!(s.state, State::Listening { .. } | State::Connecting) || s.family == libc::AF_NETLINK {
         return Ok(());
     }
@@ -95,34 +111,40 @@ pub fn fill(fd: i32, s: &mut Socket, diag: &Diag) -> core::result::Result<(), Re
         return Ok(());
     }
     if s.state == State::Connected
-        && let Some(tcp) = s.tcp
-        && tcp.written > 0
-        && let Ok(Some(peer)) = diag.tcp(&s.peer, &s.local)
-        && peer.inode == 0
-        && peer.state == 1
-        && peer.unread > 0
+        && s.tcp.is_some_and(|tcp| tcp.written > 0)
+        && let Some(unread) = diag.waiting(&s.peer, &s.local).map_err(|e| failed("sock_diag", e))?
     {
-        let reason = format!(
-            "a TCP connection that its server has not accepted yet already holds {} bytes, which nobody can read before that; \
-             take the checkpoint again",
-            peer.unread
-        );
-        return Err(Refusal { reason, passing: true });
+        return Err(Refusal::passing(format!(
+            "a TCP connection that its server has not accepted yet already holds {unread} bytes, which nobody can read before \
+             that"
+        )));
     }
     Ok(stream(fd, s)?)
 }
 
 /// Whether all that was written to this TCP connection, in both directions, has arrived at its other end, as far as
 /// that is on this host. What the peer's full window keeps back is helped along by widening this side's window.
-pub fn quiet(fd: i32, s: &Socket, diag: &Diag) -> bool {
-    if s.tcp.is_none() || s.state != State::Connected {
+///
+/// In the `first` round only this side's direction is looked at, by one call if all is acknowledged: the other end looks at its
+/// own. If that is not enough, somebody wants another round, and in that all is looked at.
+pub fn quiet(fd: i32, s: &mut Socket, diag: &Diag, first: bool) -> bool {
+    if s.protocol != libc::IPPROTO_TCP {
+        return true;
+    }
+    // Of one that is not connected this is 0, or an error.
+    let unacknowledged = sys::ioctl_get::<i32>(fd, 0x5411 /* SIOCOUTQ */).unwrap_or(0);
+    if first && unacknowledged == 0 {
+        return true;
+    }
+    if describe(fd, s, diag).is_err() || s.state != State::Connected {
         return true;
     }
     let (written, arrived) = own_counters(fd);
     match diag.tcp(&s.peer, &s.local) {
         Ok(Some(peer)) => {
             if peer.written > arrived {
-                widen(fd);
+                let fixed = widen(fd);
+                s.widened = s.widened.or(fixed);
             }
             if written > peer.arrived {
                 push(fd);
@@ -130,29 +152,35 @@ pub fn quiet(fd: i32, s: &Socket, diag: &Diag) -> bool {
             peer.written <= arrived && written <= peer.arrived
         }
         // The peer is on another host, or gone.
-        _ => sys::ioctl_get::<i32>(fd, 0x5411 /* SIOCOUTQ */).unwrap_or(0) == 0,
+        _ => unacknowledged == 0,
+    }
+}
+
+/// Takes back what [`quiet`] changed. Not before all is quiet: what arrives then finds no room, and comes again much later.
+pub fn settle(fd: i32, s: &mut Socket) {
+    if let Some(size) = s.widened.take() {
+        let _ = sys::setsockopt(fd, libc::SOL_SOCKET, crate::options::SO_RCVBUF, size / 2);
     }
 }
 
 /// Lets the receive window grow as far as the system allows (tcp(7), tcp_rmem): SO_RCVLOWAT does that without fixing the
 /// buffer's size for ever, as SO_RCVBUF would. A peek then makes the kernel tell the sender. A size that the program fixed is
-/// unlocked meanwhile (Linux 5.14) and set again; what has arrived stays.
-pub(crate) fn widen(fd: i32) {
+/// unlocked (Linux 5.14): it is the answer, and to be set again when all has arrived.
+pub(crate) fn widen(fd: i32) -> Option<i32> {
     use crate::options::{SO_BUF_LOCK, SO_RCVBUF, SO_RCVLOWAT};
-    let get = |name| sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, name);
+    let get = |name| sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, name).ok();
     let set = |name, value| {
         let _ = sys::setsockopt(fd, libc::SOL_SOCKET, name, value);
     };
-    let (Ok(low), Ok(size), locks) = (get(SO_RCVLOWAT), get(SO_RCVBUF), get(SO_BUF_LOCK).unwrap_or(0)) else { return };
-    if locks & 2 != 0 {
+    let (low, size, locks) = (get(SO_RCVLOWAT)?, get(SO_RCVBUF)?, get(SO_BUF_LOCK).unwrap_or(0));
+    let fixed = locks & 2 != 0;
+    if fixed {
         set(SO_BUF_LOCK, locks & !2);
     }
     set(SO_RCVLOWAT, i32::MAX / 2);
     set(SO_RCVLOWAT, low);
     nudge(fd);
-    if locks & 2 != 0 {
-        set(SO_RCVBUF, size / 2);
-    }
+    fixed.then_some(size)
 }
 
 /// Sends what Nagle's algorithm, or TCP_CORK, holds back for an acknowledgement that may be delayed by 40 ms.
@@ -259,11 +287,9 @@ fn unix_queue(fd: i32, s: &mut Socket) -> core::result::Result<(), Refusal> {
     if s.state == State::Connected && s.unix.as_ref().is_some_and(|u| u.peer == Some(0)) {
         let out: i32 = sys::ioctl_get(fd, 0x5411 /* SIOCOUTQ */).unwrap_or(0);
         if out > 0 {
-            let reason =
-                "a Unix connection that its server has not accepted yet already holds data, which nobody can read \
-                          before that; take the checkpoint again"
-                    .into();
-            return Err(Refusal { reason, passing: true });
+            return Err(Refusal::passing(
+                "a Unix connection that its server has not accepted yet already holds data, which nobody can read before that",
+            ));
         }
     }
     s.queue = messages(fd, s.kind == libc::SOCK_STREAM)?;
@@ -271,7 +297,10 @@ fn unix_queue(fd: i32, s: &mut Socket) -> core::result::Result<(), Refusal> {
 }
 
 // Peeks at everything, message by message, by way of SO_PEEK_OFF.
-fn messages(fd: i32, stream: bool) -> Result<Vec<Message>> {
+fn messages(fd: i32, stream: bool) -> core::result::Result<Vec<Message>, Refusal> {
+    if sys::poll_now(fd, libc::POLLIN).unwrap_or(libc::POLLIN) & libc::POLLIN == 0 {
+        return Ok(Vec::new());
+    }
     let before = sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, SO_PEEK_OFF).unwrap_or(-1);
     sys::setsockopt(fd, libc::SOL_SOCKET, SO_PEEK_OFF, 0).map_err(|e| failed("setsockopt(SO_PEEK_OFF)", e))?;
     let result = peek_all(fd, stream);
@@ -279,10 +308,11 @@ fn messages(fd: i32, stream: bool) -> Result<Vec<Message>> {
     result
 }
 
-fn peek_all(fd: i32, stream: bool) -> Result<Vec<Message>> {
+fn peek_all(fd: i32, stream: bool) -> core::result::Result<Vec<Message>, Refusal> {
     let passes_credentials = sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, SO_PASSCRED).unwrap_or(0) != 0;
     let mut out: Vec<Message> = Vec::new();
-    let mut buffer = vec![0u8; DATAGRAM];
+    let queued: i32 = sys::ioctl_get(fd, libc::FIONREAD).unwrap_or(0);
+    let mut buffer = vec![0u8; (queued.max(0) as usize).clamp(1, PART)];
     loop {
         let mut from = [0u8; 128];
         // Room for credentials and nothing more: descriptors in flight then show as truncation, and are not installed.
@@ -305,12 +335,12 @@ fn peek_all(fd: i32, stream: bool) -> Result<Vec<Message>> {
         } {
             Ok(n) => n,
             Err(Errno(libc::EAGAIN | libc::ENOTCONN | libc::EINVAL)) => break,
-            Err(e) => return Err(failed("peeking at a socket's queue", e)),
+            Err(e) => return Err(failed("peeking at a socket's queue", e).into()),
         };
         if message.msg_flags & MSG_CTRUNC != 0 {
-            return Err("descriptors (SCM_RIGHTS) are under way in this Unix socket and not received yet: not supported; take the \
-                        checkpoint again"
-                .into());
+            return Err(Refusal::passing(
+                "descriptors (SCM_RIGHTS) are under way in this Unix socket and not received yet",
+            ));
         }
         if stream && n == 0 {
             break;

@@ -1,13 +1,27 @@
 //! sock_diag(7): what no call on the socket itself tells: a Unix socket's peer, a TCP peer's counters on the same host.
 #![allow(unsafe_code)] // Reason: sendto and recvfrom on a netlink socket of our own.
 use alloc::{vec, vec::Vec};
+use core::cell::{OnceCell, RefCell};
 
 use crate::address::Endpoint;
+use crate::model::{Socket, State};
+use crate::options::{self, Fresh};
 use crate::sys::{self, Owned, Result};
 
 /// A sock_diag socket; one serves many questions.
 #[derive(Debug)]
-pub struct Diag(Owned);
+pub struct Diag {
+    socket: Owned,
+    /// The last answer.
+    answer: RefCell<Vec<u8>>,
+    /// See [`Diag::waiting`].
+    waiting: OnceCell<Vec<(Endpoint, Endpoint, u32)>>,
+    /// Options of fresh sockets.
+    fresh: RefCell<Vec<(Like, Fresh)>>,
+}
+
+// Family, type, protocol, and whether connected.
+type Like = (i32, i32, i32, bool);
 
 /// Of a Unix socket.
 #[derive(Clone, Debug, Default)]
@@ -47,7 +61,13 @@ const SOCK_DESTROY: u16 = 21;
 impl Diag {
     /// Opens one.
     pub fn new() -> Result<Self> {
-        sys::socket(libc::AF_NETLINK, libc::SOCK_RAW, 4 /* NETLINK_SOCK_DIAG */).map(Self)
+        let socket = sys::socket(libc::AF_NETLINK, libc::SOCK_RAW, 4 /* NETLINK_SOCK_DIAG */)?;
+        Ok(Self {
+            socket,
+            answer: RefCell::new(vec![0; 64 * 1024]),
+            waiting: OnceCell::new(),
+            fresh: RefCell::new(Vec::new()),
+        })
     }
 
     fn send(&self, kind: u16, flags: u16, body: &[u8]) -> Result<()> {
@@ -57,24 +77,21 @@ impl Diag {
         request.extend_from_slice(&flags.to_ne_bytes());
         request.extend_from_slice(&[0; 8]);
         request.extend_from_slice(body);
-        sys::write(self.0.0, &request).map(|_| ())
+        sys::write(self.socket.0, &request).map(|_| ())
     }
 
     // Sends one request, gives the answer's payload; None: no such socket.
     fn ask(&self, kind: u16, body: &[u8]) -> Result<Option<Vec<u8>>> {
         // NLM_F_REQUEST 1, NLM_F_ACK 4.
         self.send(kind, if kind == SOCK_DESTROY { 5 } else { 1 }, body)?;
-        let mut answer = vec![0u8; 16 * 1024];
-        let n = sys::read(self.0.0, &mut answer)?;
-        answer.truncate(n);
+        let mut answer = self.answer.borrow_mut();
+        let n = sys::read(self.socket.0, &mut answer)?;
         // An error message (NLMSG_ERROR 2): -ENOENT, mostly.
         if n < 16 || u16_at(&answer, 4) != SOCK_DIAG_BY_FAMILY {
             return Ok(None);
         }
-        let length = (u32_at(&answer, 0) as usize).min(n);
-        answer.truncate(length);
-        answer.drain(..16);
-        Ok(Some(answer))
+        let length = (u32_at(&answer, 0) as usize).clamp(16, n);
+        Ok(Some(answer[16..length].to_vec()))
     }
 
     /// A Unix socket by inode.
@@ -137,44 +154,96 @@ impl Diag {
 }
 
 impl Diag {
+    /// The options of `s` that a fresh socket would not have.
+    pub fn options(&self, fd: i32, s: &Socket) -> Vec<(i32, i32, Vec<u8>)> {
+        let key = (s.family, s.kind, s.protocol, s.state == State::Connected);
+        let mut known = self.fresh.borrow_mut();
+        let at = known.iter().position(|(k, _)| *k == key).unwrap_or_else(|| {
+            known.push((key, options::fresh(s)));
+            known.len() - 1
+        });
+        options::read(fd, s, &known[at].1)
+    }
+
+    /// Unread bytes of the TCP connection on this host whose local address is `local` and whose peer is `peer`, if nobody has
+    /// accepted it yet. All such connections are asked for once, with the first question.
+    pub fn waiting(&self, local: &[u8], peer: &[u8]) -> Result<Option<u32>> {
+        let all = match self.waiting.get() {
+            Some(all) => all,
+            None => {
+                let mut all = Vec::new();
+                // TCP_ESTABLISHED 1, CLOSE_WAIT 8; any port.
+                self.dump(1 << 1 | 1 << 8, 0, |message| {
+                    let unread = u32_at(message, 56);
+                    if u32_at(message, 68) == 0 && unread > 0 {
+                        all.push((endpoint(message, 4, 8), endpoint(message, 6, 24), unread));
+                    }
+                })?;
+                self.waiting.get_or_init(|| all)
+            }
+        };
+        let (Some(local), Some(peer)) = (Endpoint::parse(local), Endpoint::parse(peer)) else { return Ok(None) };
+        let same = |e: &Endpoint, other: &Endpoint| e.ip == other.ip && e.port == other.port;
+        Ok(all.iter().find(|(l, p, _)| same(l, &local) && same(p, &peer)).map(|(.., unread)| *unread))
+    }
+
     /// Ends what is left of connections from this local port that no program holds any more. Needs CAP_NET_ADMIN; without it
     /// nothing happens.
     pub fn forget_port(&self, port: u16) -> Result<()> {
         let mut left: Vec<Vec<u8>> = Vec::new();
+        // FIN_WAIT1 4, FIN_WAIT2 5, TIME_WAIT 6, LAST_ACK 9, CLOSING 11.
+        self.dump(1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11, port, |message| {
+            // No inode: no program holds it. The answer's id (48 bytes from 4 on) is the request's.
+            if u32_at(message, 68) == 0 {
+                let mut one = vec![message[0], libc::IPPROTO_TCP as u8, 0, 0];
+                one.extend_from_slice(&u32::MAX.to_ne_bytes());
+                one.extend_from_slice(&message[4..52]);
+                left.push(one);
+            }
+        })?;
+        for one in left {
+            self.ask(SOCK_DESTROY, &one)?;
+        }
+        Ok(())
+    }
+
+    // Each TCP socket of these states (bits) and this local port (0: any), as a struct inet_diag_msg.
+    fn dump(&self, states: u32, port: u16, mut each: impl FnMut(&[u8])) -> Result<()> {
         for family in [libc::AF_INET, libc::AF_INET6] {
-            // All in FIN_WAIT1 4, FIN_WAIT2 5, TIME_WAIT 6, LAST_ACK 9, CLOSING 11.
             let mut body = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
-            body.extend_from_slice(&(1u32 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11).to_ne_bytes());
+            body.extend_from_slice(&states.to_ne_bytes());
             body.extend_from_slice(&port.to_be_bytes());
             body.resize(56, 0);
             // NLM_F_REQUEST and NLM_F_DUMP.
             self.send(SOCK_DIAG_BY_FAMILY, 0x301, &body)?;
-            let mut answer = vec![0u8; 64 * 1024];
+            let mut answer = self.answer.borrow_mut();
             'dump: loop {
-                let n = sys::read(self.0.0, &mut answer)?;
+                let n = sys::read(self.socket.0, &mut answer)?;
                 let mut at = 0;
                 while at + 16 <= n {
                     let length = u32_at(&answer, at) as usize;
                     if u16_at(&answer, at + 4) != SOCK_DIAG_BY_FAMILY || length < 16 + 72 || at + length > n {
                         break 'dump;
                     }
-                    let message = &answer[at + 16..at + length];
-                    // No inode: no program holds it. The answer's id (48 bytes from 4 on) is the request's.
-                    if u32_at(message, 68) == 0 {
-                        let mut one = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
-                        one.extend_from_slice(&u32::MAX.to_ne_bytes());
-                        one.extend_from_slice(&message[4..52]);
-                        left.push(one);
-                    }
+                    each(&answer[at + 16..at + length]);
                     at += length.next_multiple_of(4);
                 }
             }
         }
-        for one in left {
-            self.ask(SOCK_DESTROY, &one)?;
-        }
         Ok(())
     }
+}
+
+// One end in a struct inet_diag_msg: its port and its address are at these offsets.
+fn endpoint(message: &[u8], port: usize, address: usize) -> Endpoint {
+    let mut ip = [0u8; 16];
+    if i32::from(message[0]) == libc::AF_INET {
+        ip[10..12].fill(0xff);
+        ip[12..].copy_from_slice(&message[address..address + 4]);
+    } else {
+        ip.copy_from_slice(&message[address..address + 16]);
+    }
+    Endpoint { ip, port: u16::from_be_bytes([message[port], message[port + 1]]), scope: 0 }
 }
 
 // struct inet_diag_req_v2 of <linux/inet_diag.h> for one connection; INET_DIAG_INFO is asked for.

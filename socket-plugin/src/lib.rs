@@ -1,6 +1,6 @@
 //! Sockets: captured by asking the kernel and by peeking, rebuilt from that.
 //!
-//! Two halves. *Capture* ([`describe`], [`quiet`], [`fill`]) runs inside the stopped program (`no_std`, raw system calls,
+//! Two halves. *Capture* ([`recognise`], [`quiet`], [`describe`], [`settle`], [`fill`]) runs inside the stopped program (`no_std`, raw system calls,
 //! [`sys`]); it never takes a byte out of a queue. *Rebuild* (feature `rebuild`) is ordinary Rust in `slackwater restart`.
 #![cfg_attr(not(feature = "rebuild"), no_std)]
 #![deny(unsafe_code)]
@@ -16,7 +16,7 @@ pub mod options;
 pub mod rebuild;
 pub mod sys;
 
-pub use capture::{Refusal, describe, fill, quiet};
+pub use capture::{Refusal, describe, fill, quiet, recognise, settle};
 
 /// Payload bytes (written, arrived) in a connection's life, out of `struct tcp_info` (Linux 4.19 has all fields).
 ///

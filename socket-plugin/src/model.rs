@@ -33,6 +33,9 @@ pub struct Socket {
     pub unix: Option<Unix>,
     /// What only TCP sockets have.
     pub tcp: Option<Tcp>,
+    /// The size that the program fixed its receive buffer to, while the capture lets it grow. In no image.
+    #[serde(skip)]
+    pub widened: Option<i32>,
 }
 
 /// Where in its life a socket is.

@@ -1,7 +1,7 @@
-//! Socket options that a restart sets again. Those that are as a fresh socket has them are left alone.
+//! Socket options that a restart sets again. Those that are as a fresh socket has them are not even noted.
 use alloc::vec::Vec;
 
-use crate::model::Socket;
+use crate::model::{Socket, State};
 use crate::sys;
 
 const SOCKET: i32 = libc::SOL_SOCKET;
@@ -32,11 +32,14 @@ const OF_UNIX: &[i32] = &[16, 34, 35];
 const OF_INTERNET: &[i32] = &[10, 25];
 // BROADCAST 6, TIMESTAMPNS 35.
 const OF_DATAGRAMS: &[i32] = &[6, 35];
-// NODELAY 1, CORK 3, KEEPIDLE 4, KEEPINTVL 5, KEEPCNT 6, SYNCNT 7, LINGER2 8, DEFER_ACCEPT 9, CONGESTION 13, USER_TIMEOUT 18,
-// FASTOPEN 23, NOTSENT_LOWAT 25.
-const OF_TCP: &[i32] = &[1, 3, 4, 5, 6, 7, 8, 9, 13, 18, 23, 25];
-// TOS 1, TTL 2, MTU_DISCOVER 10, RECVERR 11, FREEBIND 15, MULTICAST_TTL 33.
-const OF_IP: &[i32] = &[1, 2, 10, 11, 15, 33];
+// NODELAY 1, CORK 3, KEEPIDLE 4, KEEPINTVL 5, KEEPCNT 6, LINGER2 8, CONGESTION 13, USER_TIMEOUT 18, NOTSENT_LOWAT 25.
+const OF_TCP: &[i32] = &[1, 3, 4, 5, 6, 8, 13, 18, 25];
+// SYNCNT 7, DEFER_ACCEPT 9, FASTOPEN 23.
+const OF_TCP_UNCONNECTED: &[i32] = &[7, 9, 23];
+// TOS 1, TTL 2, MTU_DISCOVER 10, RECVERR 11, MULTICAST_TTL 33.
+const OF_IP: &[i32] = &[1, 2, 10, 11, 33];
+// FREEBIND 15.
+const OF_IP_UNCONNECTED: &[i32] = &[15];
 // PKTINFO 8, RECVTTL 12, RECVTOS 13, MULTICAST_LOOP 34.
 const OF_IP_DATAGRAMS: &[i32] = &[8, 12, 13, 34];
 // UNICAST_HOPS 16, MULTICAST_HOPS 18, RECVERR 25, V6ONLY 26, TCLASS 67.
@@ -44,12 +47,34 @@ const OF_IP6: &[i32] = &[16, 18, 25, 26, 67];
 // MULTICAST_LOOP 19, RECVPKTINFO 49, RECVTCLASS 66.
 const OF_IP6_DATAGRAMS: &[i32] = &[19, 49, 66];
 
-/// The options of a socket.
-pub fn read(fd: i32, s: &Socket) -> Vec<(i32, i32, Vec<u8>)> {
+/// What a fresh socket has of the options of one kind of sockets, in the order in which they are read.
+pub type Fresh = Vec<(i32, i32, Option<Value>)>;
+
+/// An option's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Value {
+    bytes: [u8; 32],
+    length: usize,
+}
+
+impl Value {
+    fn read(fd: i32, level: i32, name: i32) -> Option<Self> {
+        let mut bytes = [0u8; 32];
+        sys::getsockopt_into(fd, level, name, &mut bytes).ok().map(|length| Self { bytes, length })
+    }
+
+    fn get(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+// The options that a socket of this kind may have.
+fn names(s: &Socket) -> impl Iterator<Item = (i32, i32)> {
     let internet = s.family == libc::AF_INET || s.family == libc::AF_INET6;
     let stream = s.kind == libc::SOCK_STREAM;
     let six = s.family == libc::AF_INET6;
-    let lists: [(bool, i32, &[i32]); 9] = [
+    let connected = s.state == State::Connected;
+    let lists: [(bool, i32, &[i32]); 11] = [
         (true, SOCKET, GENERAL),
         (s.family == libc::AF_UNIX, SOCKET, OF_UNIX),
         (internet, SOCKET, OF_INTERNET),
@@ -59,25 +84,48 @@ pub fn read(fd: i32, s: &Socket) -> Vec<(i32, i32, Vec<u8>)> {
         (six, IP6, OF_IP6),
         (six && !stream, IP6, OF_IP6_DATAGRAMS),
         (internet && stream, TCP, OF_TCP),
+        (internet && stream && !connected, TCP, OF_TCP_UNCONNECTED),
+        (internet && !connected, IP, OF_IP_UNCONNECTED),
     ];
-    let mut out = Vec::with_capacity(48);
-    let mut take = |level, name| {
-        if let Ok(value) = sys::getsockopt_bytes(fd, level, name, 32) {
-            out.push((level, name, value));
+    let wanted = lists.into_iter().filter(|(wanted, ..)| *wanted);
+    wanted.flat_map(|(_, level, names)| names.iter().map(move |name| (level, *name)))
+}
+
+/// What a fresh socket of the kind of `s` has; nothing, if none can be made.
+pub fn fresh(s: &Socket) -> Fresh {
+    let Ok(fd) = sys::socket(s.family, s.kind, s.protocol) else { return Vec::new() };
+    names(s).map(|(level, name)| (level, name, Value::read(fd.0, level, name))).collect()
+}
+
+/// The options of a socket that are not as in `fresh`.
+pub fn read(fd: i32, s: &Socket, fresh: &Fresh) -> Vec<(i32, i32, Vec<u8>)> {
+    let mut out = Vec::new();
+    let mut untuned = true;
+    for (i, (level, name)) in names(s).enumerate() {
+        let Some(value) = Value::read(fd, level, name) else { continue };
+        if (level, name) == (SOCKET, SO_BUF_LOCK) {
+            untuned = value.get().iter().any(|b| *b != 0);
         }
-    };
-    for (_, level, names) in lists.into_iter().filter(|(wanted, ..)| *wanted) {
-        for &name in names {
-            take(level, name);
+        if fresh.get(i).is_none_or(|(.., other)| *other != Some(value)) {
+            out.push((level, name, value.get().to_vec()));
         }
     }
-    // Sizes that the kernel tunes by itself are not the program's.
-    if sys::getsockopt::<i32>(fd, SOCKET, SO_BUF_LOCK) != Ok(0) {
+    // Sizes that the kernel tunes by itself are not the program's. A kernel before 5.14 does not say which are.
+    if untuned {
         for &name in BUFFERS {
-            take(SOCKET, name);
+            out.extend(Value::read(fd, SOCKET, name).map(|value| (SOCKET, name, value.get().to_vec())));
         }
     }
     out
+}
+
+/// All options that `s` had: the noted ones, and the rest as in `fresh`.
+#[cfg(feature = "rebuild")]
+pub fn complete(s: &Socket, fresh: &Fresh) -> Vec<(i32, i32, Vec<u8>)> {
+    let noted = |level, name| s.options.iter().any(|(l, n, _)| (*l, *n) == (level, name));
+    let rest = fresh.iter().filter(|(level, name, _)| !noted(*level, *name));
+    let rest = rest.filter_map(|(level, name, value)| Some((*level, *name, value.as_ref()?.get().to_vec())));
+    rest.chain(s.options.iter().cloned()).collect()
 }
 
 /// The captured value of an int option.

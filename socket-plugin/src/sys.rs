@@ -306,10 +306,9 @@ pub fn getsockopt<T: Copy + Default>(fd: i32, level: i32, name: i32) -> Result<T
     Ok(value)
 }
 
-/// getsockopt(2) of bytes.
-pub fn getsockopt_bytes(fd: i32, level: i32, name: i32, limit: usize) -> Result<Vec<u8>> {
-    let mut value = vec![0u8; limit];
-    let mut length = limit as u32;
+/// getsockopt(2) of bytes: how many of `value` were written.
+pub fn getsockopt_into(fd: i32, level: i32, name: i32, value: &mut [u8]) -> Result<usize> {
+    let mut length = value.len() as u32;
     // SAFETY: `value` is writable for `length` bytes.
     unsafe {
         call(
@@ -317,7 +316,14 @@ pub fn getsockopt_bytes(fd: i32, level: i32, name: i32, limit: usize) -> Result<
             [fd as usize, level as usize, name as usize, value.as_mut_ptr() as usize, &raw mut length as usize, 0],
         )
     }?;
-    value.truncate(length as usize);
+    Ok(length as usize)
+}
+
+/// getsockopt(2) of at most `limit` bytes.
+pub fn getsockopt_bytes(fd: i32, level: i32, name: i32, limit: usize) -> Result<Vec<u8>> {
+    let mut value = vec![0u8; limit];
+    let length = getsockopt_into(fd, level, name, &mut value)?;
+    value.truncate(length);
     Ok(value)
 }
 

@@ -335,10 +335,12 @@ impl Keeper {
                     }
                 }
                 Ok(ToProcess::Resume { aborted, .. }) => {
-                    if aborted.is_some()
-                        && let Some((_, w, _)) = self.writing.take()
-                    {
-                        w.cancel();
+                    if aborted.is_some() {
+                        // An error: nobody is parked, and nothing was changed.
+                        _ = stop::as_program(|| survey.settle());
+                        if let Some((_, w, _)) = self.writing.take() {
+                            w.cancel();
+                        }
                     }
                     break Ok(());
                 }

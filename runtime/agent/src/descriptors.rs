@@ -32,8 +32,13 @@ impl Survey {
     }
 
     /// All bytes that this process sent have arrived. All processes stand.
-    pub fn quiet(&self) -> bool {
-        self.table.as_ref().is_none_or(slackwater_objects::quiet)
+    pub fn quiet(&mut self) -> bool {
+        self.table.as_mut().is_none_or(slackwater_objects::quiet)
+    }
+
+    /// The checkpoint is off: takes back what [`Survey::quiet`] changed.
+    pub fn settle(&mut self) {
+        self.table.iter_mut().for_each(slackwater_objects::settle);
     }
 
     /// Offsets, counters, unread bytes, System V objects but for those that others save; sections of the image.

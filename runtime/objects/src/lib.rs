@@ -14,5 +14,5 @@ pub mod model;
 #[cfg(feature = "rebuild")]
 pub mod rebuild;
 
-pub use capture::{CaptureError, Mapped, capture, fill, fill_ipc, keys, quiet, survey, survey_ipc};
+pub use capture::{CaptureError, Mapped, capture, fill, fill_ipc, keys, quiet, settle, survey, survey_ipc};
 pub use model::Table;

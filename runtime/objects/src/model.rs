@@ -16,6 +16,9 @@ pub struct Table {
     pub opens: Vec<Open>,
     /// CLOCK_REALTIME at the capture, in nanoseconds.
     pub realtime_ns: i64,
+    /// How often it was asked whether all is quiet. In no image.
+    #[serde(skip)]
+    pub rounds: u32,
 }
 
 /// A descriptor number.

@@ -49,7 +49,19 @@ pub fn unix(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
         if !mine(s) {
             continue;
         }
-        for m in &s.queue {
+        // Of a connected receiver only its peer's last datagrams can be more than the system's limit of unread ones
+        // (net.unix.max_dgram_qlen): it is connected before they come. Not sooner, for then nobody else could send; nor again,
+        // for that empties the queue.
+        let peer = peers.of[i].map(|j| w.sockets[j].local.as_slice()).filter(|name| named(name));
+        let others = s.queue.iter().rposition(|m| Some(m.from.as_slice()) != peer).map_or(0, |at| at + 1);
+        for (at, m) in s.queue.iter().enumerate() {
+            if at == others
+                && s.state == State::Connected
+                && let (Some(name), Some(fd)) = (peer, w.made[i])
+                && os::name(fd, true).is_err()
+            {
+                os::connect(fd, name).map_err(|e| w.error(i, "connecting a Unix datagram socket", e))?;
+            }
             let sent = if named(&s.local) {
                 refill_unix(&names, m, &s.local, w.base)
             } else if let Some(peer) = peers.of[i].and_then(|j| w.made[j]) {

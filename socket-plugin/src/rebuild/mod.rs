@@ -107,6 +107,17 @@ fn ends(s: &Socket) -> Option<(Endpoint, Endpoint)> {
 /// # Errors
 /// The first that cannot be made, and why.
 pub fn all(sockets: &[&Socket], base: i32) -> Result<Made> {
+    // What was as a fresh socket has it is in no image, but the new socket may have something else by then.
+    let mut fresh = HashMap::new();
+    let complete: Vec<Socket> = sockets
+        .iter()
+        .map(|s| {
+            let key = (s.family, s.kind, s.protocol, s.state == State::Connected);
+            let fresh = fresh.entry(key).or_insert_with(|| crate::options::fresh(s));
+            Socket { options: crate::options::complete(s, fresh), ..(*s).clone() }
+        })
+        .collect();
+    let sockets: &[&Socket] = &complete.iter().collect::<Vec<_>>();
     let mut w = Work { sockets, base, made: vec![None; sockets.len()], warnings: Vec::new() };
     let peers = peers(sockets);
     unix::listeners(&mut w)?;

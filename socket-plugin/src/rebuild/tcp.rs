@@ -275,7 +275,7 @@ fn arrived(from: i32, to: i32) -> io::Result<()> {
         if counters(from).0 <= counters(to).1 {
             return Ok(());
         }
-        widen(to);
+        let _ = widen(to);
         crate::capture::push(from);
     }
     Err(io::Error::from(io::ErrorKind::TimedOut))
@@ -290,7 +290,7 @@ fn fill(writer: i32, reader: i32, s: &Socket) -> io::Result<()> {
             match os::send(writer, rest, &[]) {
                 Ok(n) => (rest, stuck) = (&rest[n..], if grown { stuck } else { 0 }),
                 Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => {
-                    widen(reader);
+                    let _ = widen(reader);
                     stuck += 1;
                     if stuck == 100 {
                         // Neither window nor buffer suffice: larger ones, for the moment.

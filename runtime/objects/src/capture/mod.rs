@@ -74,7 +74,6 @@ pub fn capture(exclude: &[i32]) -> Result<Table> {
 pub fn survey(exclude: &[i32]) -> Result<Table> {
     let numbers = sys::descriptors().map_err(|e| CaptureError::call(-1, "listing /proc/self/fd", e))?;
     let mut table = Table::default();
-    let mut diag = LazyDiag::default();
     // Descriptors sorted by inode, then by the kernel's order of descriptions: duplicates are found by binary search.
     let mut known: Vec<(u64, u64, i32, u32)> = Vec::with_capacity(numbers.len());
     let pid = sys::getpid();
@@ -110,7 +109,7 @@ pub fn survey(exclude: &[i32]) -> Result<Table> {
             Err(at) => {
                 let open = table.opens.len() as u32;
                 known.insert(at, (st.st_dev, st.st_ino, fd, open));
-                table.opens.push(describe(fd, &st, &mut diag)?);
+                table.opens.push(describe(fd, &st)?);
                 open
             }
         };
@@ -120,20 +119,31 @@ pub fn survey(exclude: &[i32]) -> Result<Table> {
 }
 
 /// Whether every byte that was written to this process's TCP connections, in either direction, has arrived (as far as the
-/// other end is on this host). All processes of the computation must stand. While it says no, hold another round: each
-/// call also widens receive windows that are full, so that what waits in senders' queues can arrive.
-pub fn quiet(table: &Table) -> bool {
+/// other end is on this host). All processes of the computation must stand. While it says no, to whomever, hold another round:
+/// each call also widens receive windows that are full, so that what waits in senders' queues can arrive. [`fill`] or [`settle`]
+/// must follow.
+pub fn quiet(table: &mut Table) -> bool {
     let mut diag = LazyDiag::default();
     let mut all = true;
-    for open in &table.opens {
-        if let Kind::Socket(socket) = &open.kind
-            && socket.tcp.is_some()
+    let first = table.rounds == 0;
+    table.rounds += 1;
+    for open in &mut table.opens {
+        if let Kind::Socket(socket) = &mut open.kind
             && let Ok(diag) = diag.get(open.fd)
         {
-            all &= slackwater_socket::quiet(open.fd, socket, diag);
+            all &= slackwater_socket::quiet(open.fd, socket, diag, first);
         }
     }
     all
+}
+
+/// Takes back what [`quiet`] changed, when no [`fill`] follows.
+pub fn settle(table: &mut Table) {
+    for open in &mut table.opens {
+        if let Kind::Socket(socket) = &mut open.kind {
+            slackwater_socket::settle(open.fd, socket);
+        }
+    }
 }
 
 /// Takes what changes: offsets, counters, unread bytes, socket states. All processes of the computation must stand.
@@ -141,13 +151,24 @@ pub fn quiet(table: &Table) -> bool {
 /// # Errors
 /// As [`capture`].
 pub fn fill(table: &mut Table) -> Result<()> {
+    settle(table);
     table.realtime_ns = sys::clock(libc::CLOCK_REALTIME).map_err(|e| CaptureError::call(-1, "clock_gettime", e))?;
     let mut saved: Vec<(u64, u64)> = Vec::new();
     let mut diag = LazyDiag::default();
     for i in 0..table.opens.len() {
         let fd = table.opens[i].fd;
+        // The threads of this process stand since the survey: behind the number is what was there. A socket's kind stays, too.
+        if let Open { kind: Kind::Socket(socket), flags, owner: who, .. } = &mut table.opens[i] {
+            *flags = sys::fcntl(fd, libc::F_GETFL, 0).map_err(|e| CaptureError::call(fd, "fcntl(F_GETFL)", e))?;
+            *who = owner(fd);
+            let diag = diag.get(fd)?;
+            slackwater_socket::describe(fd, socket, diag).map_err(|e| CaptureError::new(fd, e))?;
+            slackwater_socket::fill(fd, socket, diag)
+                .map_err(|e| CaptureError { passing: e.passing, ..CaptureError::new(fd, e.reason) })?;
+            continue;
+        }
         let st = sys::fstat(fd).map_err(|e| CaptureError::call(fd, "fstat", e))?;
-        let mut open = describe(fd, &st, &mut diag)?;
+        let mut open = describe(fd, &st)?;
         // An inode's bytes are taken once, however many descriptions this process has of it.
         let key = (open.dev, open.ino);
         let readable = open.flags & libc::O_ACCMODE != libc::O_WRONLY;
@@ -162,10 +183,6 @@ pub fn fill(table: &mut Table) -> Result<()> {
                 Kind::Pipe(pipe) if readable => {
                     pipe::unread(fd, pipe)?;
                     saved.push(key);
-                }
-                Kind::Socket(socket) => {
-                    slackwater_socket::fill(fd, socket, diag.get(fd)?)
-                        .map_err(|e| CaptureError { passing: e.passing, ..CaptureError::new(fd, e.reason) })?;
                 }
                 _ => {}
             }
@@ -193,8 +210,8 @@ impl LazyDiag {
     }
 }
 
-// All that can be said of an open file description without its contents.
-fn describe(fd: i32, st: &libc::stat, diag: &mut LazyDiag) -> Result<Open> {
+// All that can be said of an open file description without its contents; of a socket, its kind alone.
+fn describe(fd: i32, st: &libc::stat) -> Result<Open> {
     let flags = sys::fcntl(fd, libc::F_GETFL, 0).map_err(|e| CaptureError::call(fd, "fcntl(F_GETFL)", e))?;
     let format = st.st_mode & libc::S_IFMT;
     // A socket's link says nothing, and there may be thousands.
@@ -217,7 +234,10 @@ fn describe(fd: i32, st: &libc::stat, diag: &mut LazyDiag) -> Result<Open> {
         open.kind = Kind::Place { path: link };
         return Ok(open);
     }
-    open.owner = owner(fd);
+    // Of sockets, of which there may be thousands, it is asked once, in `fill`.
+    if format != libc::S_IFSOCK {
+        open.owner = owner(fd);
+    }
     open.kind = match format {
         libc::S_IFREG => {
             open.locks = fdinfo::locks(&fdinfo::read(fd)?);
@@ -231,8 +251,7 @@ fn describe(fd: i32, st: &libc::stat, diag: &mut LazyDiag) -> Result<Open> {
         libc::S_IFCHR => tty::or_device(fd, st, link)?,
         libc::S_IFBLK => file::device(fd, st, link)?,
         libc::S_IFSOCK => {
-            let diag = diag.get(fd)?;
-            let socket = slackwater_socket::describe(fd, st.st_ino, diag).map_err(|e| CaptureError::new(fd, e))?;
+            let socket = slackwater_socket::recognise(fd, st.st_ino).map_err(|e| CaptureError::new(fd, e))?;
             Kind::Socket(Box::new(socket))
         }
         // Anonymous inodes have no format bits (from Linux 6.16 on, some have S_IFREG: see `file::regular`).

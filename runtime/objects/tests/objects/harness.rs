@@ -107,7 +107,9 @@ pub fn capture(case: &Case, path: &str) {
         write_all(go.1, &vec![b'g'; case.processes - 1]);
     }
     let table = slackwater_objects::survey(&ours).and_then(|mut table| {
-        let rounds = (0..100_000).find(|_| slackwater_objects::quiet(&table));
+        // The first round looks at this process's own bytes alone; nobody here tells us that another one wants a second.
+        slackwater_objects::quiet(&mut table);
+        let rounds = (0..100_000).find(|_| slackwater_objects::quiet(&mut table));
         assert!(rounds.is_some(), "never quiet");
         slackwater_objects::fill(&mut table)?;
         Ok(table)
@@ -227,7 +229,7 @@ pub fn rebuild(case: &Case, path: &str) {
     }
     if case.again {
         let mut again = slackwater_objects::survey(&ours).unwrap_or_else(|e| panic!("capture of the rebuilt: {e}"));
-        assert!((0..100_000).any(|_| slackwater_objects::quiet(&again)), "never quiet");
+        assert!((0..100_000).any(|_| slackwater_objects::quiet(&mut again)), "never quiet");
         slackwater_objects::fill(&mut again).unwrap_or_else(|e| panic!("capture of the rebuilt: {e}"));
         compare(&saved.0[me].1, &again);
     }
