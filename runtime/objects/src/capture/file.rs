@@ -10,7 +10,7 @@ use crate::model::{Contents, File, Kind, Lock, LockClass, Memfd};
 pub const NAMELESS_LIMIT: u64 = 1 << 30;
 /// Files in places that do not last are saved too, so that they can be made again, up to so many bytes: shared memory, and
 /// what programs keep in session directories.
-const VOLATILE: [(&[u8], u64); 4] =
+pub(crate) const VOLATILE: [(&[u8], u64); 4] =
     [(b"/dev/shm/", 64 << 20), (b"/tmp/", 4 << 20), (b"/var/tmp/", 4 << 20), (b"/run/", 4 << 20)];
 
 const DELETED: &[u8] = b" (deleted)";

@@ -16,7 +16,7 @@ use crate::model::{Descriptor, Kind, Open, Owner, Table};
 
 mod anon;
 mod fdinfo;
-mod file;
+pub(crate) mod file;
 mod ipc;
 mod pipe;
 mod tty;

@@ -155,20 +155,39 @@ pub fn named(p: &mut Prepared<'_>, id: Id, file: &File, flags: i32) -> Result<i3
     Ok(fd)
 }
 
-/// A directory, made again for the moment if it had been removed while open.
+/// A directory. One in a place for temporary files that is gone by now is made again; one that had been removed while it was
+/// open, for the moment.
 pub fn directory(p: &mut Prepared<'_>, id: Id, path: &[u8], offset: i64, deleted: bool) -> Result<i32> {
     let mapped = p.options.map(path);
     let name = Path::new(std::ffi::OsStr::from_bytes(&mapped)).to_owned();
-    let transient = deleted && std::fs::create_dir(&name).is_ok();
+    // Itself and what is missing above it: the removal of a whole tree may have been under way.
+    let mut made = Vec::new();
+    if deleted || temporary(&mapped) {
+        let missing: Vec<&Path> = name.ancestors().take_while(|a| !a.exists()).collect();
+        made.extend(missing.into_iter().rev().filter(|folder| make_folder(folder).is_ok()));
+    }
     let fd = os::open(&mapped, libc::O_RDONLY | libc::O_DIRECTORY, 0);
-    if transient {
-        std::fs::remove_dir(&name).map_err(|e| p.error(id, format!("removing {}", show(&mapped)), e))?;
+    if deleted {
+        for folder in made.iter().rev() {
+            std::fs::remove_dir(folder).map_err(|e| p.error(id, format!("removing {}", folder.display()), e))?;
+        }
     }
     let fd = fd.map_err(|e| p.error(id, format!("opening the directory {}", show(&mapped)), e))?;
     if offset != 0 && !deleted {
         os::seek(fd, offset).map_err(|e| p.error(id, format!("setting the offset in {}", show(&mapped)), e))?;
     }
     Ok(fd)
+}
+
+/// Is it in a place whose files are kept in the image because they may be gone?
+fn temporary(path: &[u8]) -> bool {
+    crate::capture::file::VOLATILE.iter().any(|(place, _)| path.starts_with(place))
+}
+
+// For the user alone.
+fn make_folder(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().mode(0o700).create(path)
 }
 
 /// Makes the folders above a path, for the user alone.

@@ -186,6 +186,27 @@ pub fn cases() -> Vec<Case> {
             )
         }
         .between(|| std::fs::remove_dir_all("session").expect("remove")),
+        Case {
+            check_original: false,
+            ..Case::new(
+                "open-directories-gone",
+                || {
+                    std::fs::create_dir_all("tree/1/2").expect("mkdir");
+                    at_number(open("tree/1", libc::O_RDONLY | libc::O_DIRECTORY), 10);
+                    at_number(open("tree/1/2", libc::O_RDONLY | libc::O_DIRECTORY), 11);
+                    std::fs::remove_dir("tree/1/2").expect("rmdir");
+                },
+                |_| {
+                    let link = |n| std::fs::read_link(format!("/proc/self/fd/{n}")).expect("link");
+                    assert!(link(10).ends_with("tree/1"), "{:?}", link(10));
+                    assert!(link(11).to_string_lossy().ends_with("tree/1/2 (deleted)"), "{:?}", link(11));
+                    std::fs::remove_dir("tree/1").expect("empty");
+                    std::fs::remove_dir("tree").expect("empty");
+                },
+            )
+        }
+        // As a session's end removes it.
+        .between(|| std::fs::remove_dir_all("tree").expect("remove")),
         Case::new(
             "directory",
             || {
