@@ -23,7 +23,8 @@ impl Job {
     pub fn new(program: &str, args: &[&str], transport: &'static Transport, ranks: u32) -> Result<Self> {
         let all = Program::all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("programs"))?;
         let mut found = all.into_iter().find(|p| p.name == program).with_context(|| format!("no program {program}"))?;
-        found.compiler = transport.mpi.compiler().to_owned();
+        let extension = found.source.extension().unwrap_or_default().to_string_lossy().into_owned();
+        found.compiler = transport.mpi.compiler(&extension).to_owned();
         found.args = args.iter().map(|a| (*a).to_owned()).collect();
         Ok(Self { program: found, transport, ranks })
     }
@@ -42,7 +43,7 @@ impl Job {
     ///
     /// # Errors
     /// When `slackwater` has not been built.
-    pub fn computation(&self, native: bool) -> Result<Computation> {
+    pub fn environment(native: bool) -> Result<Computation> {
         let mut computation = if native { Computation::native(Mode::Pipe)? } else { Computation::new(Mode::Pipe)? };
         // Tests run as root in containers and in the guest, which Open MPI wants to hear twice.
         computation.env("OMPI_ALLOW_RUN_AS_ROOT", "1");

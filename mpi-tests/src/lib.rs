@@ -10,8 +10,10 @@
 pub mod demo;
 pub mod guest;
 pub mod job;
+pub mod package;
 pub mod scenario;
 pub mod transport;
 
 pub use job::Job;
+pub use package::{PACKAGES, Package};
 pub use transport::{Mpi, TRANSPORTS, Transport};

@@ -17,7 +17,7 @@ pub const SCENARIOS: [&str; 4] = ["native", "go-on", "restart", "digits"];
 /// What went wrong, and at which checkpoint.
 pub fn play(job: &Job, scenario: &str, checkpoints: u32) -> Result<()> {
     let native = scenario == "native";
-    let mut computation = job.computation(native)?;
+    let mut computation = Job::environment(native)?;
     computation.launch(&job.command()?)?;
     computation.wait_line("ready")?;
     computation.wait_line(BEAT)?;
@@ -54,7 +54,7 @@ fn cycles(computation: &mut Computation, checkpoints: u32) -> Result<()> {
 fn digits(job: &Job, mut computation: Computation, checkpoints: u32) -> Result<()> {
     cycles(&mut computation, checkpoints)?;
     let interrupted = answer(&mut computation)?;
-    let mut computation = job.computation(true)?;
+    let mut computation = Job::environment(true)?;
     computation.launch(&job.command()?)?;
     let native = answer(&mut computation)?;
     ensure!(interrupted == native, "restarted: {interrupted}\nuninterrupted: {native}");

@@ -13,12 +13,14 @@ pub enum Mpi {
 }
 
 impl Mpi {
-    /// The compiler wrapper.
+    /// The compiler wrapper for sources with this extension.
     #[must_use]
-    pub fn compiler(self) -> &'static str {
-        match self {
-            Self::Open => "mpicc.openmpi",
-            Self::Mpich => "mpicc.mpich",
+    pub fn compiler(self, extension: &str) -> &'static str {
+        match (self, extension) {
+            (Self::Open, "f90") => "mpif90.openmpi",
+            (Self::Open, _) => "mpicc.openmpi",
+            (Self::Mpich, "f90") => "mpif90.mpich",
+            (Self::Mpich, _) => "mpicc.mpich",
         }
     }
 
@@ -56,6 +58,13 @@ const UCX: &[&str] =
 const VERBS: &[(&str, &str)] =
     &[("UCX_NET_DEVICES", "rxe0:1"), ("UCX_IB_GID_INDEX", "2"), ("UCX_TLS", "rc_verbs,ud_verbs,self")];
 
+/// The same, with large messages by process_vm_readv(2); by RDMA reads; by RDMA writes.
+const CMA: &[(&str, &str)] = &[VERBS[0], VERBS[1], ("UCX_TLS", "rc_verbs,ud_verbs,cma,self")];
+const GET: &[(&str, &str)] =
+    &[VERBS[0], VERBS[1], VERBS[2], ("UCX_RNDV_SCHEME", "get_zcopy"), ("UCX_RNDV_THRESH", "8k")];
+const PUT: &[(&str, &str)] =
+    &[VERBS[0], VERBS[1], VERBS[2], ("UCX_RNDV_SCHEME", "put_zcopy"), ("UCX_RNDV_THRESH", "8k")];
+
 /// All of them.
 pub const TRANSPORTS: &[Transport] = &[
     Transport {
@@ -72,6 +81,8 @@ pub const TRANSPORTS: &[Transport] = &[
         ucx: &[],
         verbs: false,
     },
+    // As users have it who choose nothing: shared memory, and TCP where that does not reach.
+    Transport { name: "openmpi-default", mpi: Mpi::Open, options: &[], ucx: &[], verbs: false },
     Transport { name: "openmpi-ucx-tcp", mpi: Mpi::Open, options: UCX, ucx: &[("UCX_TLS", "tcp,self")], verbs: false },
     Transport {
         name: "openmpi-ucx-posix",
@@ -87,6 +98,10 @@ pub const TRANSPORTS: &[Transport] = &[
         ucx: &[("UCX_TLS", "sysv,self")],
         verbs: false,
     },
+    // Messages over verbs, large ones by process_vm_readv(2).
+    Transport { name: "openmpi-cma-verbs", mpi: Mpi::Open, options: UCX, ucx: CMA, verbs: true },
+    Transport { name: "openmpi-get-verbs", mpi: Mpi::Open, options: UCX, ucx: GET, verbs: true },
+    Transport { name: "openmpi-put-verbs", mpi: Mpi::Open, options: UCX, ucx: PUT, verbs: true },
     Transport { name: "openmpi-verbs", mpi: Mpi::Open, options: UCX, ucx: VERBS, verbs: true },
     Transport { name: "mpich-tcp", mpi: Mpi::Mpich, options: &[], ucx: &[("UCX_TLS", "tcp,self")], verbs: false },
     Transport {
@@ -97,6 +112,7 @@ pub const TRANSPORTS: &[Transport] = &[
         verbs: false,
     },
     Transport { name: "mpich-sysv", mpi: Mpi::Mpich, options: &[], ucx: &[("UCX_TLS", "sysv,self")], verbs: false },
+    Transport { name: "mpich-cma-verbs", mpi: Mpi::Mpich, options: &[], ucx: CMA, verbs: true },
     Transport { name: "mpich-verbs", mpi: Mpi::Mpich, options: &[], ucx: VERBS, verbs: true },
 ];
 

@@ -20,6 +20,7 @@ const PACKAGES: &[(&str, &str)] = &[
         "tests with other people's programs on a terminal",
         "dash zsh tcsh vim emacs-nox less sqlite3 screen bsdutils make",
     ),
+    ("tests with other people's MPI programs", "hpcc lammps lammps-examples scalapack-mpi-test python3-mpi4py"),
     ("tests with other people's allocators", "libjemalloc2 libtcmalloc-minimal4"),
 ];
 

@@ -139,6 +139,7 @@ impl Program {
         let source = self.source.to_str().context("a path that is not UTF-8")?.to_owned();
         let mut command = match self.source.extension().and_then(|e| e.to_str()) {
             Some("c") => vec![self.build(&["-O2", "-g", "-pthread", "-Wall"], &["-o"], "-lm")?],
+            Some("f90") => vec![self.build(&["-O2", "-g", "-Wall"], &["-o"], "")?],
             Some("java") => {
                 let out = self.build(&[], &["-d"], "")?;
                 let class = self.source.file_stem().unwrap_or_default().to_string_lossy().into_owned();

@@ -1,0 +1,200 @@
+//! Programs of other people, as Debian packages them: what runs them, when they are in the midst of their work, and what
+//! must come out the same.
+//!
+//! Each is run without slackwater first; then it is checkpointed while it computes, killed with SIGKILL, restarted, again
+//! and again, and its answer is compared with that of the uninterrupted run: whatever it prints that no clock goes into.
+use crate::{Job, Mpi, Transport};
+use anyhow::{Context as _, Result, bail, ensure};
+use slackwater_harness::{Computation, Output, patience};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A program of a package.
+#[derive(Clone, Copy, Debug)]
+pub struct Package {
+    /// In the tests' names.
+    pub name: &'static str,
+    /// The program, by the MPI that it is linked with; empty: the package has none for it.
+    program: fn(Mpi) -> &'static str,
+    /// Its arguments, `input` in the current folder among them.
+    args: &'static [&'static str],
+    /// Makes its input in the current folder. The flag: in the guest, where all takes ten times as long.
+    input: fn(&Path, bool) -> Result<()>,
+    /// Where it writes: a file in the current folder; else standard output.
+    file: Option<&'static str>,
+    /// It computes when this stands there; then a checkpoint is taken each time when more has been written.
+    begun: &'static str,
+    /// Whether a line belongs to the answer, and what of it does.
+    answer: fn(&str) -> Option<String>,
+}
+
+/// All of them.
+pub const PACKAGES: &[Package] = &[
+    // Linear algebra, FFT, random access, transposition, bandwidth; each part checks its residual.
+    Package {
+        name: "hpcc",
+        program: |mpi| if mpi == Mpi::Open { "/usr/bin/hpcc" } else { "" },
+        args: &[],
+        input: |folder, guest| {
+            let text = fs::read_to_string("/usr/share/doc/hpcc/examples/_hpccinf.txt").context("hpcc's example")?;
+            let (size, grid) = (if guest { "400" } else { "1800" }, "1            Ps");
+            let text = text.replace("1000         Ns", &format!("{size}         Ns")).replace("2            Ps", grid);
+            Ok(fs::write(folder.join("hpccinf.txt"), text)?)
+        },
+        file: Some("hpccoutf.txt"),
+        begun: "Begin of MPIRandomAccess section",
+        answer: |line| {
+            let kept = ["Success=", "||Ax-b||", "tests completed and", "errors in"];
+            kept.iter().any(|k| line.contains(k)).then(|| line.to_owned())
+        },
+    },
+    // Molecular dynamics: a melting crystal; energies to all digits.
+    Package {
+        name: "lammps",
+        program: |mpi| if mpi == Mpi::Open { "/usr/bin/lmp" } else { "" },
+        args: &["-in", "input"],
+        input: |folder, guest| {
+            let path = "/usr/share/lammps/examples/melt/in.melt";
+            let text = fs::read_to_string(path).context(path)?;
+            let steps = if guest { "run 200" } else { "run 2500" };
+            let text = text.replace("run\t\t250", steps).replace("thermo\t\t50", "thermo 10");
+            Ok(fs::write(folder.join("input"), text)?)
+        },
+        file: None,
+        begun: "Step ",
+        answer: |line| {
+            let numbers = line.split_whitespace().collect::<Vec<_>>();
+            (numbers.len() == 6 && numbers.iter().all(|n| n.parse::<f64>().is_ok())).then(|| numbers.join(" "))
+        },
+    },
+    // The package's own test of LU factorization, with error bounds.
+    Package {
+        name: "scalapack",
+        // The one for MPICH hangs by itself now and then, after an error message of its own.
+        program: |mpi| {
+            if mpi == Mpi::Open { "/usr/lib/x86_64-linux-gnu/scalapack/openmpi-tests/xdlu" } else { "" }
+        },
+        args: &[],
+        input: |folder, guest| {
+            let sizes = if guest { "40 70 100" } else { "150 300 450" };
+            let [blocks, sides, side_blocks] = ["4\n8 13 21 32", "3\n1 5 9", "3\n1 3 5"];
+            let text = format!(
+                "'LU'\n'MPI'\n'LU.out'\n6\n3\n{sizes}\n{sizes}\n{blocks}\n{sides}\n{side_blocks}\n2\n1 2\n2 1\n1.0\nT\n"
+            );
+            Ok(fs::write(folder.join("LU.dat"), text)?)
+        },
+        file: None,
+        begun: "WALL",
+        // A test's shape and verdict; times and speed stand between them.
+        answer: |line| {
+            let words = line.split_whitespace().collect::<Vec<_>>();
+            match words.as_slice() {
+                ["WALL", shape @ .., _, _, _, verdict] => Some(format!("{} {verdict}", shape.join(" "))),
+                _ => line.contains("tests completed and").then(|| line.trim().to_owned()),
+            }
+        },
+    },
+];
+
+impl Package {
+    /// Plays it over `transport` with `ranks` ranks and so many kills.
+    ///
+    /// # Errors
+    /// What went wrong, and after which restart.
+    pub fn play(&self, transport: &'static Transport, ranks: u32, kills: u32) -> Result<()> {
+        let program = (self.program)(transport.mpi);
+        ensure!(!program.is_empty(), "{} is not made for {:?}", self.name, transport.mpi);
+        ensure!(Path::new(program).exists(), "no {program}: run `cargo xtask setup` first");
+        let mut command = transport.mpirun(ranks);
+        command.push(program.to_owned());
+        command.extend(self.args.iter().map(|a| (*a).to_owned()));
+
+        let mut computation = self.computation(true)?;
+        computation.launch(&command)?;
+        let native = self.finish(&mut computation)?;
+        ensure!(native.len() > 1, "the uninterrupted run gives no answer: {native:?}");
+
+        let mut computation = self.computation(false)?;
+        computation.launch(&command)?;
+        self.wait(&mut computation, |text| text.contains(self.begun))?;
+        let mut printed = Vec::new();
+        for kill in 1..=kills {
+            let length = self.text(&computation)?.len();
+            self.wait(&mut computation, |text| text.len() > length).with_context(|| format!("before kill {kill}"))?;
+            computation.checkpoint(&[]).with_context(|| format!("checkpoint {kill}"))?;
+            let output = computation.output()?.clone();
+            computation.sigkill_all()?;
+            printed.extend(self.answers(&output));
+            computation.restart(None)?;
+        }
+        let answer = self.finish(&mut computation)?;
+        // What was printed between a checkpoint and the kill is printed again; a line is never missing, and never another.
+        printed.extend(answer);
+        if self.file.is_some() {
+            printed = self.lines(&computation)?;
+        }
+        for line in &native {
+            ensure!(printed.contains(line), "missing after {kills} kills: {line}\nprinted: {printed:#?}");
+        }
+        for line in &printed {
+            ensure!(native.contains(line), "not in the uninterrupted run: {line}");
+        }
+        Ok(())
+    }
+
+    fn computation(&self, native: bool) -> Result<Computation> {
+        let mut computation = Job::environment(native)?;
+        // Ranks share processors: threads of a BLAS's own would only wait for each other.
+        computation.env("OMP_NUM_THREADS", "1");
+        (self.input)(computation.folder(), slackwater_harness::in_guest())?;
+        Ok(computation)
+    }
+
+    fn path(&self, computation: &Computation) -> Option<PathBuf> {
+        self.file.map(|file| computation.folder().join(file))
+    }
+
+    /// All that it has written so far.
+    fn text(&self, computation: &Computation) -> Result<String> {
+        match self.path(computation) {
+            Some(path) => Ok(fs::read_to_string(path).unwrap_or_default()),
+            None => Ok(computation.output()?.lines().join("\n")),
+        }
+    }
+
+    fn lines(&self, computation: &Computation) -> Result<Vec<String>> {
+        Ok(match self.path(computation) {
+            Some(path) => fs::read_to_string(path).unwrap_or_default().lines().filter_map(self.answer).collect(),
+            None => self.answers(computation.output()?),
+        })
+    }
+
+    fn answers(&self, output: &Output) -> Vec<String> {
+        output.lines().iter().filter_map(|line| (self.answer)(line)).collect()
+    }
+
+    /// Until what it has written is as wanted. A file tells nobody that it grows, so it is looked at.
+    fn wait(&self, computation: &mut Computation, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        let until = Instant::now() + patience();
+        while !wanted(&self.text(computation)?) {
+            if Instant::now() > until {
+                let errors = computation.errors().map(|e| e.tail(10)).unwrap_or_default();
+                bail!("{}: nothing more is written; its errors:\n{errors}", self.name);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Waits for its end, and gives the answer.
+    fn finish(&self, computation: &mut Computation) -> Result<Vec<String>> {
+        let output = computation.output()?.clone();
+        let status = computation.wait_exit()?;
+        ensure!(status.success(), "it ended with {status}");
+        match self.path(computation) {
+            Some(_) => self.lines(computation),
+            None => Ok(self.answers(&output)),
+        }
+    }
+}
