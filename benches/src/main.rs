@@ -18,7 +18,8 @@ fn main() -> Result<()> {
     launch(if quick { 10 } else { 40 })?;
     checkpoints("tiny process", "pulse-0", if quick { 5 } else { 15 }, 10.0, 40.0)?;
     checkpoints("1 GiB of random bytes", "pulse-1024", if quick { 1 } else { 5 }, 15.0, f64::INFINITY)?;
-    calls(if quick { 2 } else { 7 })
+    calls(if quick { 2 } else { 7 })?;
+    cycles(if quick { 2 } else { 5 })
 }
 
 fn program(name: &str) -> Result<Vec<String>> {
@@ -136,4 +137,60 @@ fn run(mut computation: Computation, command: &[String]) -> Result<Vec<String>> 
     let status = computation.wait_exit()?;
     ensure!(status.success(), "{command:?} ended with {status}");
     Ok(output.lines())
+}
+
+/// Cycles of the processor's clock that the InfiniBand plugin adds to the data path, on a provider that does nothing: before any
+/// restart, and after one (of the plugin's objects, by a runtime in one file).
+fn cycles(rounds: usize) -> Result<()> {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ib-plugin/tests/programs");
+    let folder = std::env::temp_dir().join(format!("slackwater-bench-cycles-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    let build = |source: &str, flags: &[&str]| -> Result<String> {
+        let to = folder.join(source.replace(".c", ".bin"));
+        let mut cc = Command::new("cc");
+        cc.args(["-O2", "-o"]).arg(&to).args(flags).arg(sources.join(source)).arg("-libverbs");
+        ensure!(cc.status()?.success(), "{source} does not compile");
+        Ok(to.to_string_lossy().into_owned())
+    };
+    let mock = build("mock.c", &["-shared", "-fPIC"])?;
+    let runtime = build("fakert.c", &["-shared", "-fPIC"])?;
+    let program = build("cycles.c", &[])?;
+    let plugin = Kit::find()?.slackwater().with_file_name("libslackwater_ib.so");
+    let mut all = [BTreeMap::<String, Vec<f64>>::new(), BTreeMap::new(), BTreeMap::new()];
+    let mut order = Vec::new();
+    for _ in 0..rounds {
+        for (how, results) in all.iter_mut().enumerate() {
+            let mut command = Command::new(&program);
+            command.env("MOCK_NULL", "1").env("FAKERT", "restart").stdin(Stdio::null());
+            if how == 0 {
+                command.env("LD_PRELOAD", &mock);
+            } else {
+                command
+                    .env("LD_PRELOAD", format!("{runtime} {}", plugin.display()))
+                    .env("SLACKWATER_LIBIBVERBS", &mock);
+                command.args((how == 2).then_some("restarted"));
+            }
+            let out = command.output()?;
+            ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+            for line in String::from_utf8(out.stdout)?.lines() {
+                let (name, value) = line.split_once(": ").with_context(|| format!("not a figure: {line}"))?;
+                if !order.iter().any(|o| o == name) {
+                    order.push(name.to_owned());
+                }
+                results.entry(name.to_owned()).or_default().push(value.parse()?);
+            }
+        }
+    }
+    std::fs::remove_dir_all(&folder)?;
+    println!("{:<22}{:>14}{:>14}{:>16}", "verbs, cycles", "provider", "plugin adds", "after a restart");
+    for name in order {
+        let [native, ours, restarted] = [0, 1, 2].map(|i| least(&all[i], &name));
+        let (before, after) = (ours - native, restarted - native);
+        println!(
+            "{name:<22}{native:>14.1}{before:>14.1}{after:>16.1}  {}; {}",
+            verdict(before, 10.0),
+            verdict(after, 30.0)
+        );
+    }
+    Ok(())
 }

@@ -7,7 +7,7 @@
 //! # Safety
 //! FFI entries: arguments are what `<infiniband/verbs.h>` says, objects are ours. Fields marked so are reached under `lock`.
 use crate::channel::{Channel, Unacked};
-use crate::{context::Context, driver, post, qp::Qp, refuse, sync::Lock};
+use crate::{context::Context, driver, post, qp::Qp, refuse, sync::{Biased, Inside}};
 use alloc::{boxed::Box, collections::VecDeque};
 use core::ffi::{c_int, c_uint, c_void};
 use core::mem::zeroed;
@@ -27,7 +27,7 @@ pub(crate) struct Cq {
     poll: PollFn,
     /// By real QP number, of the device.
     pub(crate) table: *mut *mut Qp,
-    pub(crate) lock: Lock<()>,
+    pub(crate) lock: Biased,
     /// Under `lock`.
     pub(crate) pending: VecDeque<ibv_wc>,
     /// 0; 1: armed for any completion; 2: for a solicited one.
@@ -139,7 +139,7 @@ unsafe fn make(context: *mut ibv_context, cqe: c_int, user: *mut c_void, channel
         real: null_mut(),
         poll: no_poll,
         table: (*(*ctx).device).table(),
-        lock: Lock::new(()),
+        lock: Biased::new(),
         pending: VecDeque::new(),
         armed: AtomicU32::new(0),
         arms: AtomicU32::new(0),
@@ -260,7 +260,7 @@ pub(crate) unsafe extern "C" fn destroy_cq(cq: *mut ibv_cq) -> c_int {
 
 /// `ibv_poll_cq(3)`, through `context->ops`.
 pub(crate) unsafe extern "C" fn poll_cq(cq: *mut ibv_cq, n: c_int, wc: *mut ibv_wc) -> c_int {
-    let _w = Wrapper::enter();
+    let _w = Inside::enter();
     let cq = &mut *cq.cast::<Cq>();
     cq.lock.acquire();
     let mut k = 0;

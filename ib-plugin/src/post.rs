@@ -9,13 +9,12 @@
 use crate::cq::Cq;
 use crate::qp::{Keep, MARKER, Qp, Soaked};
 use crate::srq::Srq;
-use crate::{ah::Ah, context::Context, mr, peers};
+use crate::{ah::Ah, context::Context, mr, peers, sync::Inside};
 use alloc::vec::Vec;
 use core::ffi::{c_int, c_uint};
-use core::mem::{MaybeUninit, zeroed};
+use core::mem::MaybeUninit;
 use core::ptr::null_mut;
 use rdma_sys::*;
-use slackwater_plugin::Wrapper;
 
 /// Opcodes that take a receive at the other side: RDMA_WRITE_WITH_IMM, SEND, SEND_WITH_IMM, SEND_WITH_INV.
 const TWO_SIDED: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 9;
@@ -26,7 +25,7 @@ pub(crate) const INLINE: c_uint = 8;
 
 /// `ibv_post_send(3)`, through `context->ops`.
 pub(crate) unsafe extern "C" fn post_send(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad: *mut *mut ibv_send_wr) -> c_int {
-    let _w = Wrapper::enter();
+    let _w = Inside::enter();
     let qp = &mut *qp.cast::<Qp>();
     qp.sq_lock.acquire();
     let ret = send_locked(qp, wr, bad);
@@ -75,31 +74,47 @@ unsafe fn count(qp: &mut Qp, mut wr: *mut ibv_send_wr, end: *mut ibv_send_wr) {
     }
 }
 
+/// A scatter list with the driver's keys.
+pub(crate) struct Translated {
+    few: MaybeUninit<[ibv_sge; 16]>,
+    many: Vec<ibv_sge>,
+}
+
+impl Translated {
+    #[inline(always)]
+    pub(crate) const fn new() -> Self {
+        Self { few: MaybeUninit::uninit(), many: Vec::new() }
+    }
+
+    /// Of the program's list, which serves itself as long as there has been no restart. Valid as long as `self`.
+    #[inline(always)]
+    pub(crate) unsafe fn make(&mut self, list: *mut ibv_sge, n: c_int) -> *mut ibv_sge {
+        let Some(keys) = mr::map(&mr::LKEYS) else { return list };
+        let n = n as usize;
+        let to = if n <= 16 {
+            self.few.as_mut_ptr().cast::<ibv_sge>()
+        } else {
+            self.many.reserve(n);
+            self.many.as_mut_ptr()
+        };
+        for i in 0..n {
+            let sge = &*list.add(i);
+            to.add(i).write(ibv_sge { addr: sge.addr, length: sge.length, lkey: keys.get(sge.lkey) });
+        }
+        to
+    }
+}
+
 /// Datagrams, and everything after a restart: one request at a time, with the driver's handles and keys.
-#[cold]
 unsafe fn send_copied(qp: &mut Qp, mut wr: *mut ibv_send_wr, bad: *mut *mut ibv_send_wr) -> c_int {
     while !wr.is_null() {
         let mut own = MaybeUninit::<ibv_send_wr>::uninit();
         core::ptr::copy_nonoverlapping(wr, own.as_mut_ptr(), 1);
         let own = own.assume_init_mut();
         own.next = null_mut();
-        let mut sges: [ibv_sge; 32] = zeroed();
-        let mut more: Vec<ibv_sge> = Vec::new();
-        if let Some(keys) = mr::map(&mr::LKEYS)
-            && own.send_flags & INLINE == 0
-        {
-            let n = own.num_sge as usize;
-            let list = if n <= sges.len() {
-                sges.as_mut_ptr()
-            } else {
-                more.resize(n, ibv_sge { addr: 0, length: 0, lkey: 0 });
-                more.as_mut_ptr()
-            };
-            for i in 0..n {
-                *list.add(i) = *(*wr).sg_list.add(i);
-                (*list.add(i)).lkey = keys.get((*list.add(i)).lkey);
-            }
-            own.sg_list = list;
+        let mut list = Translated::new();
+        if own.send_flags & INLINE == 0 {
+            own.sg_list = list.make(own.sg_list, own.num_sge);
         }
         match (qp.kind, own.opcode) {
             (ibv_qp_type::IBV_QPT_UD, _) => {
@@ -131,7 +146,7 @@ unsafe fn send_copied(qp: &mut Qp, mut wr: *mut ibv_send_wr, bad: *mut *mut ibv_
 
 /// `ibv_post_recv(3)`, through `context->ops`.
 pub(crate) unsafe extern "C" fn post_recv(qp: *mut ibv_qp, wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
-    let _w = Wrapper::enter();
+    let _w = Inside::enter();
     let qp = &mut *qp.cast::<Qp>();
     qp.rq_lock.acquire();
     let ret = if qp.rq_slow { recv_slow(qp, wr, bad) } else { recv_fast(qp, wr, bad) };
@@ -153,7 +168,6 @@ unsafe fn recv_fast(qp: &mut Qp, mut wr: *mut ibv_recv_wr, bad: *mut *mut ibv_re
 }
 
 /// After a restart, or while soaked messages wait for receives.
-#[cold]
 unsafe fn recv_slow(qp: &mut Qp, mut wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
     while !wr.is_null() {
         if let Some(message) = qp.soaked.pop_front() {
@@ -178,13 +192,9 @@ unsafe fn recv_slow(qp: &mut Qp, mut wr: *mut ibv_recv_wr, bad: *mut *mut ibv_re
 
 /// Posts one receive to the driver, with its keys.
 pub(crate) unsafe fn recv_one(qp: &Qp, id: u64, list: *const ibv_sge, n: c_int) -> c_int {
-    let mut sges: Vec<ibv_sge> = (0..n as usize).map(|i| *list.add(i)).collect();
-    if let Some(keys) = mr::map(&mr::LKEYS) {
-        for sge in &mut sges {
-            sge.lkey = keys.get(sge.lkey);
-        }
-    }
-    let mut wr = ibv_recv_wr { wr_id: id, next: null_mut(), sg_list: sges.as_mut_ptr(), num_sge: n };
+    let mut own = Translated::new();
+    let sg_list = own.make(list.cast_mut(), n);
+    let mut wr = ibv_recv_wr { wr_id: id, next: null_mut(), sg_list, num_sge: n };
     let mut bad = null_mut();
     (qp.post_recv)(qp.real, &mut wr, &mut bad)
 }

@@ -8,7 +8,7 @@ use crate::cq::Cq;
 use crate::keys::KeyMap;
 use crate::ring::Ring;
 use crate::srq::Srq;
-use crate::{context::Context, driver, pd::Pd, peers, refuse, sync::Lock, wr};
+use crate::{context::Context, driver, pd::Pd, peers, refuse, sync::{Biased, Lock}, wr};
 use alloc::{boxed::Box, collections::VecDeque, vec, vec::Vec};
 use core::ffi::c_int;
 use core::mem::zeroed;
@@ -142,8 +142,8 @@ pub(crate) struct Qp {
     pub(crate) real: *mut ibv_qp,
     pub(crate) post_send: SendFn,
     pub(crate) post_recv: RecvFn,
-    pub(crate) sq_lock: Lock<()>,
-    pub(crate) rq_lock: Lock<()>,
+    pub(crate) sq_lock: Biased,
+    pub(crate) rq_lock: Biased,
     pub(crate) kind: ibv_qp_type::Type,
     pub(crate) sig_all: bool,
     /// Send requests are copied to be posted (datagrams; everything after a restart).
@@ -299,8 +299,8 @@ unsafe fn make(pd: *mut ibv_pd, init: *mut ibv_qp_init_attr) -> *mut Qp {
         real: null_mut(),
         post_send: no_send,
         post_recv: no_recv,
-        sq_lock: Lock::new(()),
-        rq_lock: Lock::new(()),
+        sq_lock: Biased::new(),
+        rq_lock: Biased::new(),
         kind,
         sig_all: (*init).sq_sig_all != 0,
         copies: kind == kind::IBV_QPT_UD || (*ctx).translated(),

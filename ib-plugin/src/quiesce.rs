@@ -111,6 +111,16 @@ unsafe fn real_state(qp: &Qp) -> ibv_qp_state::Type {
     }
 }
 
+/// Takes note if the driver's QP has broken: the program may not have heard of it yet.
+unsafe fn broken(qp: &mut Qp) {
+    if matches!(qp.state(), state::IBV_QPS_RTR | state::IBV_QPS_RTS | state::IBV_QPS_SQD) {
+        let real = real_state(qp);
+        if matches!(real, state::IBV_QPS_ERR | state::IBV_QPS_SQE) {
+            qp.ibv.qp_base.state = real;
+        }
+    }
+}
+
 unsafe fn counts(qp: &Qp) -> Counts {
     Counts {
         state: qp.state() as u8,
@@ -145,6 +155,7 @@ unsafe fn step(info: &Info, contexts: &[*mut Context]) -> Result<Verdict, String
             }
         }
         drain(contexts);
+        each_qp(contexts, |_, qp| broken(qp));
         let mut card = Card { member: info.member, ..Card::default() };
         for &ctx in contexts {
             let device = &*(*ctx).device;
@@ -314,10 +325,7 @@ unsafe fn one(qp: &mut Qp, peer: Option<Counts>, shared: &mut BTreeMap<*mut Srq,
         quiet = quiet.max(Quiet::ButForLosses);
     }
     if quiet != Quiet::Yes {
-        let real = real_state(qp);
-        if matches!(real, state::IBV_QPS_ERR | state::IBV_QPS_SQE) {
-            qp.ibv.qp_base.state = real;
-        }
+        broken(qp);
     }
     Ok(quiet)
 }

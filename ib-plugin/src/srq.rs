@@ -5,7 +5,7 @@
 use crate::channel::Unacked;
 use crate::qp::{Qp, Soaked};
 use crate::ring::{Pool, SRQ_TAG};
-use crate::{context::Context, driver, mr, pd::Pd, post, refuse, sync::Lock};
+use crate::{context::Context, driver, pd::Pd, post, refuse, sync::{Inside, Lock}};
 use alloc::{boxed::Box, collections::VecDeque};
 use core::ffi::c_int;
 use core::mem::zeroed;
@@ -131,7 +131,7 @@ pub(crate) unsafe extern "C" fn post_srq_recv(
     mut wr: *mut ibv_recv_wr,
     bad: *mut *mut ibv_recv_wr,
 ) -> c_int {
-    let _w = Wrapper::enter();
+    let _w = Inside::enter();
     let s = &mut *srq.cast::<Srq>();
     let Some(f) = (*(*s.real).context).ops.post_srq_recv else { return libc::EOPNOTSUPP };
     let mut pool = s.pool.lock();
@@ -168,15 +168,8 @@ type PostFn = unsafe extern "C" fn(*mut ibv_srq, *mut ibv_recv_wr, *mut *mut ibv
 
 /// Posts one receive to the driver under the slot's number.
 pub(crate) unsafe fn repost(f: PostFn, real: *mut ibv_srq, slot: usize, list: *mut ibv_sge, n: c_int) -> c_int {
-    let mut own: [ibv_sge; 32] = zeroed();
-    let mut list = list;
-    if let Some(keys) = mr::map(&mr::LKEYS) {
-        for (i, to) in own.iter_mut().take(n as usize).enumerate() {
-            *to = *list.add(i);
-            to.lkey = keys.get(to.lkey);
-        }
-        list = own.as_mut_ptr();
-    }
+    let mut own = post::Translated::new();
+    let list = own.make(list, n);
     let mut wr = ibv_recv_wr { wr_id: SRQ_TAG | slot as u64, next: null_mut(), sg_list: list, num_sge: n };
     let mut bad = null_mut();
     f(real, &mut wr, &mut bad)

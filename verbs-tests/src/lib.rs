@@ -7,6 +7,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use slackwater_harness::{Computation, Mode, patience};
 use slackwater_mpi_tests::guest::packets_sent;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// A server and a client: the same command, the client's with the server's name behind it.
@@ -94,26 +95,79 @@ fn at_work(before: u64) -> Result<()> {
 /// # Errors
 /// What it found instead of the wrappers.
 pub fn loads() -> Result<()> {
-    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/loads.c");
-    let folder = std::env::temp_dir().join(format!("slackwater-loads-{}", std::process::id()));
-    std::fs::create_dir_all(&folder)?;
-    let program = folder.join("loads");
-    let compiled = std::process::Command::new("cc").args(["-O1", "-o"]).arg(&program).arg(source).status()?;
-    ensure!(compiled.success(), "loads.c does not compile");
-    let program = program.to_string_lossy().into_owned();
+    let folder = Folder::new()?;
+    let program = folder.build("programs/loads.c", "loads", &[])?;
     let mut native = Computation::native(Mode::Pipe)?;
     native.launch(std::slice::from_ref(&program))?;
     native.wait_line("ok").context("natively")?;
     native.wait_exit()?;
-    let plugin = slackwater_harness::Kit::find()?.slackwater().with_file_name("libslackwater_ib.so");
+    let plugin = plugin()?;
     let mut computation = Computation::new(Mode::Pipe)?;
-    computation.launch_with(&["--plugin", &plugin.to_string_lossy()], &[program, "ours".into(), "-l".into()])?;
+    computation.launch_with(&["--plugin", &plugin], &[program, "ours".into(), "-l".into()])?;
     computation.wait_line("ok")?;
     computation.checkpoint(&[])?;
     computation.sigkill_all()?;
     computation.restart(None)?;
     computation.type_in(b"once more\n")?;
     computation.wait_line("again")?;
-    std::fs::remove_dir_all(&folder)?;
     Ok(())
+}
+
+/// Every thread of a verbs program is inside malloc(3) when it is stopped, over a provider in the program's own process: a plugin or a
+/// driver that needed the program's malloc would hang.
+///
+/// # Errors
+/// What went wrong.
+pub fn hammer(cycles: u32) -> Result<()> {
+    let folder = Folder::new()?;
+    let mock = folder.build("../ib-plugin/tests/programs/mock.c", "mock.so", &["-shared", "-fPIC"])?;
+    let program = folder.build("../ib-plugin/tests/programs/defects.c", "defects", &["-pthread"])?;
+    let mut computation = Computation::new(Mode::Pipe)?;
+    computation.env("SLACKWATER_LIBIBVERBS", &mock);
+    computation.launch_with(&["--plugin", &plugin()?], &[program, "endless".into()])?;
+    computation.wait_line("beat")?;
+    for n in 1..=cycles {
+        computation.checkpoint(&[]).with_context(|| format!("checkpoint {n}"))?;
+        computation.wait_new_line("beat").with_context(|| format!("after checkpoint {n}"))?;
+        computation.sigkill_all()?;
+        computation.restart(None)?;
+        computation.wait_line("beat").with_context(|| format!("after restart {n}"))?;
+    }
+    computation.finish()
+}
+
+fn plugin() -> Result<String> {
+    let path = slackwater_harness::Kit::find()?.slackwater().with_file_name("libslackwater_ib.so");
+    Ok(path.to_string_lossy().into_owned())
+}
+
+/// A folder of programs, removed at the end.
+struct Folder(std::path::PathBuf);
+
+impl Folder {
+    fn new() -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("slackwater-verbs-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+
+    /// Compiles a C file of this crate's folder; the path of what comes out.
+    fn build(&self, source: &str, name: &str, flags: &[&str]) -> Result<String> {
+        let (source, to) = (std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(source), self.0.join(name));
+        let mut cc = std::process::Command::new("cc");
+        cc.args(["-O2", "-g", "-o"]).arg(&to).args(flags).arg(&source);
+        if name != "loads" {
+            cc.arg("-libverbs");
+        }
+        ensure!(cc.status().context("cc")?.success(), "{} does not compile", source.display());
+        Ok(to.to_string_lossy().into_owned())
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }

@@ -4,11 +4,10 @@
 //! none, natively too.
 #![deny(unsafe_code)]
 
-use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 use slackwater_harness::in_guest;
 use slackwater_mpi_tests::guest;
-use slackwater_verbs_tests::{Pair, Scenario, play};
+use slackwater_verbs_tests::{Pair, Scenario, hammer, loads, play};
 use std::process::ExitCode;
 
 const fn pair(name: &'static str, command: &'static str) -> Pair {
@@ -85,13 +84,10 @@ fn main() -> ExitCode {
             }
         }
     }
+    let cycles = if level == "full" { 100 } else { 10 };
     trials.push(Trial::test("host::loads-libibverbs-itself", || loads().map_err(fail)));
+    trials.push(Trial::test("host::malloc-hammer", move || hammer(cycles).map_err(fail)));
     libtest_mimic::run(&arguments, trials).exit_code()
-}
-
-/// A program that loads libibverbs by dlopen(3) gets our definitions, after a restart too.
-fn loads() -> Result<()> {
-    slackwater_verbs_tests::loads()
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "map_err hands it over")]
