@@ -16,8 +16,8 @@ use core::{
 const CLASSES: usize = 13;
 const LARGE: usize = 64 << 10;
 const BLOCK: usize = 1 << 20;
-/// Address space (not memory) for a scratch arena.
-const SCRATCH: usize = 1 << 30;
+/// Address space (not memory) for a scratch arena; less where the program has a limit (RLIMIT_AS).
+const SCRATCH: [usize; 4] = [1 << 30, 256 << 20, 64 << 20, 16 << 20];
 
 struct Inner {
     free: [*mut u8; CLASSES],
@@ -148,23 +148,33 @@ unsafe impl GlobalAlloc for Arena {
 }
 
 /// While this lives, allocations come from a mapping of their own that is not in the image.
-pub struct Scratch(usize);
+pub struct Scratch {
+    start: usize,
+    len: usize,
+}
 
 impl Scratch {
     /// Reserves the mapping; call before the list of regions is made, or leave [`Scratch::range`] out of it.
     pub fn reserve() -> sys::Result<Self> {
-        sys::map_anonymous(SCRATCH, libc::MAP_NORESERVE).map(|p| Self(p as usize))
+        let mut result = Err(sys::Errno::ENOMEM);
+        for len in SCRATCH {
+            result = sys::map_anonymous(len, libc::MAP_NORESERVE).map(|p| Self { start: p as usize, len });
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
     }
 
     /// From now on.
     pub fn enter(&self) {
-        ARENA.scratch_end.store(self.0 + SCRATCH, Relaxed);
-        ARENA.scratch.store(self.0, Relaxed);
+        ARENA.scratch_end.store(self.start + self.len, Relaxed);
+        ARENA.scratch.store(self.start, Relaxed);
     }
 
     /// Its place.
     pub fn range(&self) -> (u64, u64) {
-        (self.0 as u64, (self.0 + SCRATCH) as u64)
+        (self.start as u64, (self.start + self.len) as u64)
     }
 
     /// Back to the ordinary arena (also called first of all in a restarted process, whose image says "scratch").
@@ -177,7 +187,7 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         Self::leave();
         // SAFETY: ours, and nothing points into it any more.
-        _ = unsafe { sc!(munmap, self.0, SCRATCH) };
+        _ = unsafe { sc!(munmap, self.start, self.len) };
     }
 }
 

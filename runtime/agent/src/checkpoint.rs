@@ -11,7 +11,7 @@ use crate::{
     freeze::{self, Facts, Writing, Written},
     init, maps, plugins,
     plugins::Event,
-    process, relay, stop,
+    process, relay, sandbox, stop,
     sys::{self, Fd},
     timers,
 };
@@ -260,7 +260,8 @@ impl Keeper {
         // The child of the last one has reported for itself; it may still be about to end.
         self.report_writing()?;
         let fail = |reason: String| send(&FromProcess::Failed { generation, reason });
-        match plugins::dispatch(Event::Presuspend, 0, self.member, generation).and_then(|_| maps::fragile()) {
+        let presuspend = || plugins::dispatch(Event::Presuspend, 0, self.member, generation);
+        match sandbox::refuse().and_then(|()| presuspend()).and_then(|_| maps::fragile()) {
             Ok(fragile) => self.fragile = fragile,
             Err(e) => return fail(e),
         }

@@ -7,7 +7,7 @@ use crate::{
     conn::Connection,
     follow, guard, libc_facts, plugins,
     plugins::Event,
-    relay, stop,
+    relay, sandbox, stop,
     sys::{self, complain},
 };
 use alloc::{
@@ -293,6 +293,7 @@ extern "C" fn run_bare() {
 
 /// The checkpoint thread's life.
 fn serve() {
+    sandbox::remember();
     let member = loop {
         match checkpoint::receive() {
             Ok(ToProcess::Joined { member }) => break Ok(member),

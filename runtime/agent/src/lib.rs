@@ -33,6 +33,7 @@ mod pending;
 mod plugins;
 mod process;
 mod relay;
+mod sandbox;
 mod save;
 mod shared;
 mod stop;

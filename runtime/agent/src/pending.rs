@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::*};
 /// sizeof(siginfo_t)
 const SIGINFO: usize = 128;
 /// Room (address space, not memory); RLIMIT_SIGPENDING is some tens of thousands at most.
-const ROOM: usize = 1 << 17;
+const ROOM: usize = 1 << 16;
 
 /// One signal that waits.
 #[repr(C)]

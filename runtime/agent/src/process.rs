@@ -164,7 +164,8 @@ pub fn capture(
         dumpable: prctl_get(libc::PR_GET_DUMPABLE) as u32,
         pdeathsig,
         subreaper: subreaper != 0,
-        no_new_privs: prctl_get(libc::PR_GET_NO_NEW_PRIVS) == 1,
+        // A thread's own, which the checkpoint thread has as of the process's first moment.
+        no_new_privs: value(&status, "NoNewPrivs") == Some(b"1"),
         thp_disable: prctl_get(libc::PR_GET_THP_DISABLE) == 1,
         uids: id_line(&status, "Uid"),
         gids: id_line(&status, "Gid"),

@@ -46,8 +46,8 @@ pub fn choose_signal(number: Option<&str>) {
     }
 }
 
-/// Room for threads (address space, not memory).
-const SLOTS: usize = 1 << 17;
+/// Room for threads: address space, not memory, but RLIMIT_AS counts that.
+const SLOTS: usize = 1 << 15;
 
 /// 1 while threads are to park.
 static STOP: AtomicU32 = AtomicU32::new(0);
@@ -200,6 +200,9 @@ fn state(tid: i32) -> u8 {
     text.iter().rposition(|&c| c == b')').and_then(|i| text.get(i + 2).copied()).unwrap_or(b'X')
 }
 
+/// For how long a thread may block the checkpoint signal, in nanoseconds.
+const DEAF_NS: u64 = 2_000_000_000;
+
 /// For how long the checkpoint thread waits for signalled threads before it looks who has ended, in nanoseconds.
 const FIRST_LOOK: u64 = 2_000_000;
 
@@ -266,6 +269,17 @@ pub fn stop(deadline_ns: u64) -> Result<Stopped, String> {
         if !newcomers && !waiting.is_empty() {
             // Those that have ended will never park.
             waiting.retain(|&t| !matches!(state(t), b'Z' | b'X' | b'x'));
+            // glibc blocks all signals for moments; nobody else has a reason to, or can by glibc's functions.
+            if sys::now_ns() + deadline_ns > end + DEAF_NS
+                && let Some(tid) = waiting.iter().find(|&&t| parked::blocks(t, signal()))
+            {
+                let other = if signal() == signal::SIGNAL { signal::OTHER } else { signal::SIGNAL };
+                let hint = if parked::blocks(*tid, other) { String::new() } else { format!(": try --signal {other}") };
+                return Err(give_up(format!(
+                    "thread {tid} blocks signal {}, which stops threads, by a raw system call{hint}",
+                    signal()
+                )));
+            }
         }
         if !newcomers && waiting.is_empty() {
             let leader_gone = parked.binary_search(&pid).is_err() && pid != me;

@@ -167,6 +167,12 @@ fn own_pending(tid: i32) -> u64 {
     line.and_then(|l| u64::from_str_radix(&l, 16).ok()).unwrap_or(0)
 }
 
+/// Is `signal` in the mask of `tid`?
+pub fn blocks(tid: i32, signal: i32) -> bool {
+    let line = status_line(&format!("/proc/self/task/{tid}/status\0"), b"SigBlk:");
+    line.and_then(|l| u64::from_str_radix(&l, 16).ok()).is_some_and(|mask| mask & 1 << (signal - 1) != 0)
+}
+
 /// False only if no process of this user has a signal that waits.
 fn any_queued() -> bool {
     !status_line("/proc/thread-self/status\0", b"SigQ:").is_some_and(|l| l.starts_with("0/"))

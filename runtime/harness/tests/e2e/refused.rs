@@ -4,7 +4,12 @@ use anyhow::{Context as _, Result, ensure};
 use slackwater_harness::{Computation, Mode};
 
 pub fn all() -> Vec<Case> {
-    vec![Case::new("refused::aio", "quick", aio), Case::new("refused::thread-apart", "quick", thread_apart)]
+    vec![
+        Case::new("refused::aio", "quick", aio),
+        Case::new("refused::thread-apart", "quick", thread_apart),
+        Case::new("refused::seccomp", "normal", seccomp),
+        Case::new("refused::deaf", "normal", deaf),
+    ]
 }
 
 /// Linux's native AIO, as databases use it. Perl speaks system calls: 206 is io_setup.
@@ -26,6 +31,31 @@ fn thread_apart() -> Result<()> {
         print('PASS', flush=True)\n\
         os._exit(0)\n";
     refuses(&["python3", "-c", program], &["has a working directory of its own (unshare(CLONE_FS))"])
+}
+
+/// A sandbox that ends the process for nearly each system call: the checkpoint must not touch it.
+fn seccomp() -> Result<()> {
+    let program = "import ctypes, os, struct, sys\n\
+        libc = ctypes.CDLL(None)\n\
+        nrs = [0, 1, 3, 5, 8, 9, 10, 11, 12, 13, 14, 15, 16, 21, 35, 202, 230, 231, 257, 262, 332]\n\
+        code = [struct.pack('HBBI', 0x20, 0, 0, 0)]\n\
+        code += [struct.pack('HBBI', 0x15, len(nrs) - i, 0, nr) for i, nr in enumerate(nrs)]\n\
+        code += [struct.pack('HBBI', 6, 0, 0, 0x80000000), struct.pack('HBBI', 6, 0, 0, 0x7fff0000)]\n\
+        text = ctypes.create_string_buffer(b''.join(code))\n\
+        fprog = ctypes.create_string_buffer(struct.pack('HxxxxxxQ', len(code), ctypes.addressof(text)))\n\
+        import time\n\
+        assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, fprog) == 0\n\
+        while not os.path.exists(os.environ['SW_STOP']):\n    print('beat', flush=True)\n    time.sleep(0.02)\n\
+        print('PASS', flush=True)\n\
+        os._exit(0)\n";
+    refuses(&["python3", "-c", program], &["seccomp filter", "without its sandbox"])
+}
+
+/// A thread that blocks each signal there is, glibc's own too.
+fn deaf() -> Result<()> {
+    let program = "$| = 1; my $all = chr(255) x 8; syscall(14, 0, $all, 0, 8) == 0 or die $!; \
+        until (-e $ENV{SW_STOP}) { print \"beat\\n\"; select(undef, undef, undef, 0.02) } print \"PASS\\n\";";
+    refuses(&["perl", "-e", program], &["blocks signal 33", "raw system call"])
 }
 
 fn refuses(program: &[&str], message: &[&str]) -> Result<()> {
