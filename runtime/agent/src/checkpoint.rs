@@ -276,7 +276,9 @@ impl Keeper {
                 return fail(reason);
             }
         };
+        let readable = process::Readable::new();
         let result = self.stopped(generation, &stopped);
+        drop(readable);
         // `stopped` has taken the plugins through RESUME, or this is a restarted process.
         stop::resume();
         gate::release();

@@ -13,6 +13,7 @@ use alloc::{
     string::{String, ToString},
     vec::Vec,
 };
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use slackwater_image::meta::{MmMap, Process, Range, SigAction, Zombie};
 
 const SIGINFO: usize = 128;
@@ -20,6 +21,35 @@ const SIGINFO: usize = 128;
 fn prctl_get(option: i32) -> i32 {
     // SAFETY: options used here take no pointer.
     unsafe { sc!(prctl, option, 0, 0, 0, 0) }.unwrap_or(0) as i32
+}
+
+/// PR_GET_DUMPABLE of the program, while [`Readable`] lives.
+static DUMPABLE: AtomicU32 = AtomicU32::new(1);
+
+/// While this lives the process may read its own memory in /proc: one that is not dumpable, and not privileged, may not.
+pub struct Readable(());
+
+impl Readable {
+    /// With all threads parked.
+    pub fn new() -> Self {
+        DUMPABLE.store(prctl_get(libc::PR_GET_DUMPABLE) as u32, Relaxed);
+        Self::set(1);
+        Self(())
+    }
+
+    fn set(value: u32) {
+        if DUMPABLE.load(Relaxed) != 1 {
+            // SAFETY: no pointer.
+            _ = unsafe { sc!(prctl, libc::PR_SET_DUMPABLE, value, 0, 0, 0) };
+        }
+    }
+}
+
+impl Drop for Readable {
+    fn drop(&mut self) {
+        // 2 ("only by root") is the kernel's to set; 0 is as strict.
+        Self::set(DUMPABLE.load(Relaxed) & 1);
+    }
 }
 
 /// /proc/self/stat from field 3 on (field n is at n - 3).
@@ -161,7 +191,7 @@ pub fn capture(
         umask: value(&status, "Umask").map_or(0o022, |v| v.iter().fold(0, |a, c| a << 3 | u32::from(c - b'0'))),
         personality,
         rlimits,
-        dumpable: prctl_get(libc::PR_GET_DUMPABLE) as u32,
+        dumpable: DUMPABLE.load(Relaxed),
         pdeathsig,
         subreaper: subreaper != 0,
         // A thread's own, which the checkpoint thread has as of the process's first moment.
