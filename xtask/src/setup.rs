@@ -21,6 +21,10 @@ const PACKAGES: &[(&str, &str)] = &[
         "dash zsh tcsh vim emacs-nox less sqlite3 screen bsdutils make",
     ),
     ("tests with other people's MPI programs", "hpcc lammps lammps-examples scalapack-mpi-test python3-mpi4py"),
+    (
+        "tests with other people's servers",
+        "redis-server redis-tools memcached nginx-light wrk postgresql iperf3 socat openssh-server openssh-client nodejs",
+    ),
     ("tests with other people's allocators", "libjemalloc2 libtcmalloc-minimal4"),
 ];
 
@@ -78,10 +82,11 @@ fn apt(args: &[&str]) -> Result<()> {
         Command::new("apt-get")
     } else if run::output(Command::new("sudo").args(["-n", "true"])).is_some() {
         let mut sudo = Command::new("sudo");
-        sudo.args(["-n", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+        sudo.args(["-n", "DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1", "apt-get"]);
         sudo
     } else {
         bail!("not root, and sudo wants a password. Please run: sudo apt-get {}", args.join(" "));
     };
-    run::step(command.args(args).env("DEBIAN_FRONTEND", "noninteractive"))
+    // Servers are installed for tests that start them: invoke-rc.d(8) starts none in runlevel 1.
+    run::step(command.args(args).env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1"))
 }
