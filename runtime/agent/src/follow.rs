@@ -16,6 +16,7 @@ pub mod shell;
 pub mod spawn;
 pub mod target;
 pub mod thread;
+pub mod watch;
 
 use crate::{conn, sys};
 use alloc::format;

@@ -91,6 +91,13 @@ pub(crate) fn is_stopped(pid: i32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
 }
 
+/// Who traces it (a debugger, strace); None: nobody in this pid namespace.
+pub(crate) fn tracer(pid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
+    tracer.trim().parse().ok().filter(|&pid| pid != 0)
+}
+
 /// Sees to it that the threads of a stopped process park before they run, if its agent takes the checkpoint signal already.
 pub(crate) fn hold_threads(pid: i32) {
     let Some(caught) = signal_set(pid, "SigCgt:") else { return };

@@ -356,6 +356,9 @@ impl Server {
     fn wake(&mut self, conn: Conn) {
         let Some((process, pid)) = self.processes.get(&conn) else { return };
         if !process::is_stopped(*pid) {
+            // A tracer outside passes the checkpoint signal on; one of ours stands itself, and cannot.
+            let tracer = process::tracer(*pid).filter(|tracer| self.processes.values().any(|(_, pid)| pid == tracer));
+            self.inputs.extend(tracer.map(|tracer| Input::Traced(conn, tracer)));
             return;
         }
         process::hold_threads(*pid);

@@ -13,6 +13,7 @@ pub mod ipc;
 pub mod model;
 #[cfg(feature = "rebuild")]
 pub mod rebuild;
+pub mod watched;
 
 pub use capture::{CaptureError, Mapped, capture, fill, fill_ipc, keys, quiet, settle, survey, survey_ipc};
 pub use model::Table;

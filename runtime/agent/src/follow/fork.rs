@@ -11,6 +11,7 @@ use crate::{
 use alloc::format;
 use core::ffi::{c_char, c_int, c_void};
 use slackwater_hook::{elf, hook, thread::per_thread};
+use slackwater_objects::watched;
 use slackwater_protocol::message::FromProcess;
 
 /// Forks by `real`, as a birth.
@@ -27,9 +28,11 @@ fn born(real: impl FnOnce() -> c_int) -> c_int {
     plugins::lock();
     conn::lock();
     shell::lock();
+    watched::lock();
     arena::lock();
     let pid = real();
     arena::unlock();
+    watched::unlock();
     shell::unlock();
     conn::unlock();
     plugins::unlock();

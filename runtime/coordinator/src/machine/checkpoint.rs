@@ -334,6 +334,23 @@ impl Machine {
         self.log(line);
     }
 
+    /// What traces it has come to stand, or will: neither can go on.
+    pub(super) fn traced(&mut self, conn: Conn, tracer: i32) {
+        let name = |m: &Member| m.name();
+        let by = self.members.values().find(|m| m.pid == tracer).map_or_else(|| format!("process {tracer}"), name);
+        let Some(checkpoint) = self.checkpoint() else { return };
+        if !matches!(checkpoint.stage, Stage::Suspend) {
+            return;
+        }
+        let Some(part) = checkpoint.parts.get(&conn).filter(|part| !part.suspended) else { return };
+        let reason = format!(
+            "{} is traced by {by}: a debugger or tracer inside the computation cannot be saved with what it traces; let it \
+             detach first, or start it outside of the computation",
+            part.name
+        );
+        self.abort(reason, false);
+    }
+
     /// The user has continued it: that counts.
     pub(super) fn continued(&mut self, conn: Conn) {
         let Some(part) = self.checkpoint().and_then(|c| c.parts.get_mut(&conn)) else { return };

@@ -29,6 +29,8 @@ pub enum Input {
     Woken(Conn),
     /// The same of a process that is expected with this token; answer to [`Effect::WakeExpected`].
     WokenExpected(Token),
+    /// It is traced by this one of the computation, which keeps it from answering; answer to [`Effect::Wake`].
+    Traced(Conn, i32),
     /// Somebody else has continued it since; answer to [`Effect::Stop`].
     Continued(Conn),
     /// Time has passed; see [`Machine::deadline`](super::Machine::deadline).

@@ -177,6 +177,7 @@ impl Machine {
                 self.expected.remove(&token);
             }
             Input::Woken(conn) => self.woken(conn),
+            Input::Traced(conn, tracer) => self.traced(conn, tracer),
             Input::WokenExpected(token) => {
                 if let Some(expected) = self.expected.get_mut(&token) {
                     expected.woken = true;

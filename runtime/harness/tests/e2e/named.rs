@@ -32,6 +32,7 @@ pub fn all() -> Vec<Case> {
         named("script", "script", script),
         named("make", "make", make),
         named("perl", "perl", perl),
+        named("strace", "strace", traced),
     ]
 }
 
@@ -297,5 +298,18 @@ fn perl(computation: &mut Computation) -> Result<()> {
         computation.cycle()?;
     }
     computation.wait_line("100 twice is 200")?;
+    Ok(())
+}
+
+/// A tracer inside the computation: refused with one clear message, and all of it runs on.
+fn traced(computation: &mut Computation) -> Result<()> {
+    let script = "while :; do echo tick; sleep 0.05; done";
+    computation.launch(&words(&["strace", "-o", "/dev/null", "sh", "-c", script]))?;
+    computation.wait_line("tick")?;
+    let (status, _, error) = computation.run("checkpoint", &[])?;
+    ensure!(!status.success() && error.contains("is traced by"), "it says: {error}");
+    for _ in 0..5 {
+        computation.wait_new_line("tick").context("after the refusal")?;
+    }
     Ok(())
 }

@@ -129,5 +129,8 @@ fn find(key: (u64, u64)) -> Option<Vec<u8>> {
             }
         }
     }
+    if let Some(path) = crate::watched::find(key) {
+        return Some(path);
+    }
     PLACES.into_iter().find(|place| is(place)).map(<[u8]>::to_vec)
 }

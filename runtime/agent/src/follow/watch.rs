@@ -1,0 +1,26 @@
+//! inotify_add_watch(2): where the path led is written down, for the kernel will not tell (see `slackwater_objects::watched`).
+use super::{connected, gate::Birth, keep_errno};
+use crate::sys;
+use core::ffi::{CStr, c_char, c_int};
+use slackwater_hook::hook;
+use slackwater_objects::watched;
+
+hook! {
+    unsafe fn inotify_add_watch(fd: c_int, path: *const c_char, mask: u32) -> c_int {
+        // SAFETY: arguments as the program gave them.
+        let wd = unsafe { real::inotify_add_watch(fd, path, mask) };
+        if wd >= 0 && connected() {
+            // As in a birth, the arena is ours, and nobody is stopped.
+            let birth = Birth::enter();
+            let link = if mask & libc::IN_DONT_FOLLOW != 0 { libc::O_NOFOLLOW } else { 0 };
+            keep_errno(|| {
+                // SAFETY: the kernel has just taken it as a path.
+                if let Ok(opened) = sys::open(unsafe { CStr::from_ptr(path) }, libc::O_PATH | libc::O_CLOEXEC | link, 0) {
+                    watched::remember(opened.0);
+                }
+            });
+            drop(birth);
+        }
+        wd
+    }
+}

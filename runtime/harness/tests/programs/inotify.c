@@ -1,0 +1,90 @@
+//# Checkpoints: 3
+//# Modes: pipe, user
+// An inotify watch on a folder that nobody has open and on a file, in a process and in its
+// child; events keep coming with the same watch descriptors.
+#include "check.h"
+#include <fcntl.h>
+#include <sys/inotify.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+static char root[64], folder[128], file[160];
+
+static void touch(const char *path) {
+    int fd = open(path, O_CREAT | O_WRONLY, 0600);
+    CHECK(fd >= 0, "open %s", path);
+    close(fd);
+}
+
+static void expect(int fd, int wd, uint32_t mask) {
+    _Alignas(struct inotify_event) char text[4096];
+    ssize_t n = read(fd, text, sizeof text);
+    struct inotify_event *e = (void *)text;
+    CHECK(n > 0 && e->wd == wd && (e->mask & mask), "%zd bytes, watch %d, mask %x", n, e->wd, e->mask);
+}
+
+static void once(int fd, int on_folder, int on_file, int round) {
+    char path[200];
+    snprintf(path, sizeof path, "%s/%d-%d", folder, getpid(), round);
+    touch(path);
+    expect(fd, on_folder, IN_CREATE);
+    CHECK(unlink(path) == 0, "unlink");
+    CHECK(chmod(file, 0600) == 0, "chmod");
+    expect(fd, on_file, IN_ATTRIB);
+}
+
+static int watch(int *on_folder, int *on_file) {
+    int fd = inotify_init1(IN_CLOEXEC);
+    CHECK(fd >= 0, "inotify_init1");
+    *on_folder = inotify_add_watch(fd, folder, IN_CREATE);
+    *on_file = inotify_add_watch(fd, file, IN_ATTRIB);
+    CHECK(*on_folder > 0 && *on_file > 0, "inotify_add_watch");
+    return fd;
+}
+
+int main(void) {
+    strcpy(root, "/tmp/sw-inotify-XXXXXX");
+    CHECK(mkdtemp(root), "mkdtemp");
+    snprintf(folder, sizeof folder, "%s/deep", root);
+    snprintf(file, sizeof file, "%s/file", root);
+    CHECK(mkdir(folder, 0700) == 0, "mkdir");
+    touch(file);
+    int on_folder, on_file, fd = watch(&on_folder, &on_file), go[2], done[2];
+    CHECK(pipe(go) == 0 && pipe(done) == 0, "pipe");
+    pid_t child = fork();
+    CHECK(child >= 0, "fork");
+    if (child == 0) {
+        close(fd);
+        close(go[1]);
+        int f, g, mine = watch(&f, &g), round = 0;
+        char c;
+        while (read(go[0], &c, 1) == 1) {
+            char drop[4096];
+            // What the parent has done since is seen here as well.
+            CHECK(fcntl(mine, F_SETFL, O_NONBLOCK) == 0, "fcntl");
+            while (read(mine, drop, sizeof drop) > 0) {}
+            CHECK(fcntl(mine, F_SETFL, 0) == 0, "fcntl");
+            char path[200];
+            snprintf(path, sizeof path, "%s/c%d", folder, round++);
+            touch(path);
+            expect(mine, f, IN_CREATE);
+            CHECK(unlink(path) == 0 && write(done[1], "x", 1) == 1, "unlink");
+        }
+        _exit(0);
+    }
+    close(go[0]);
+    ready();
+    int more = 1;
+    for (int round = 0; more; round++) {
+        char c;
+        more = beat();
+        once(fd, on_folder, on_file, round);
+        CHECK(write(go[1], "x", 1) == 1 && read(done[0], &c, 1) == 1, "child");
+        expect(fd, on_folder, IN_CREATE);
+    }
+    close(go[1]);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0, "child's status %x", status);
+    CHECK(unlink(file) == 0 && rmdir(folder) == 0 && rmdir(root) == 0, "rmdir");
+    return pass();
+}
