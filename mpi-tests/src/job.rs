@@ -45,9 +45,13 @@ impl Job {
     /// When `slackwater` has not been built.
     pub fn environment(native: bool) -> Result<Computation> {
         let mut computation = if native { Computation::native(Mode::Pipe)? } else { Computation::new(Mode::Pipe)? };
-        // Tests run as root in containers and in the guest, which Open MPI wants to hear twice.
+        Self::prepare(&mut computation);
+        Ok(computation)
+    }
+
+    /// The environment: tests run as root in containers and in the guest, which Open MPI wants to hear twice.
+    pub fn prepare(computation: &mut Computation) {
         computation.env("OMPI_ALLOW_RUN_AS_ROOT", "1");
         computation.env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-        Ok(computation)
     }
 }

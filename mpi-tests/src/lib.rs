@@ -8,9 +8,11 @@
 #![deny(unsafe_code)]
 
 pub mod demo;
+pub mod ending;
 pub mod guest;
 pub mod job;
 pub mod package;
+pub mod reboot;
 pub mod scenario;
 pub mod transport;
 

@@ -1,10 +1,10 @@
 //! What a job is put through. Each scenario ends with the program's own verdict and the launcher's exit status.
-use crate::Job;
+use crate::{Job, ending};
 use anyhow::{Context as _, Result, bail, ensure};
 use slackwater_harness::Computation;
 
 /// The names that [`play`] knows.
-pub const SCENARIOS: [&str; 4] = ["native", "go-on", "restart", "digits"];
+pub const SCENARIOS: [&str; 5] = ["native", "go-on", "restart", "digits", "ending"];
 
 /// Plays `scenario` with `checkpoints` checkpoints.
 ///
@@ -13,12 +13,19 @@ pub const SCENARIOS: [&str; 4] = ["native", "go-on", "restart", "digits"];
 /// - `restart`: checkpoint, SIGKILL of everything, restart; again and again, so that most are restarts of restarts.
 /// - `digits`: the solver, killed and restarted on its way, prints the very digits of an uninterrupted native run.
 ///
+/// - `ending`: see [`ending`].
+///
 /// # Errors
 /// What went wrong, and at which checkpoint.
 pub fn play(job: &Job, scenario: &str, checkpoints: u32) -> Result<()> {
+    if scenario == "ending" {
+        return ending::play(job);
+    }
     let native = scenario == "native";
     let mut computation = Job::environment(native)?;
-    computation.launch(&job.command()?)?;
+    // In the guest the folder lies in memory, where a hundred generations have no room.
+    let options: &[&str] = if native { &[] } else { &["--keep", "2"] };
+    computation.launch_with(options, &job.command()?)?;
     computation.wait_line("ready")?;
     computation.wait_line(BEAT)?;
     match scenario {

@@ -52,8 +52,20 @@ pub struct Transport {
 /// Open MPI's own transports.
 const OB1: [&str; 4] = ["--mca", "pml", "ob1", "--mca"];
 /// UCX under Open MPI, also where it would not choose UCX by itself.
-const UCX: &[&str] =
-    &["--mca", "pml", "ucx", "--mca", "pml_ucx_tls", "any", "--mca", "pml_ucx_devices", "any", "--mca", "osc", "ucx"];
+const UCX: &[&str] = &[
+    "--mca",
+    "pml",
+    "ucx",
+    "--mca",
+    "pml_ucx_tls",
+    "any",
+    "--mca",
+    "pml_ucx_devices",
+    "any",
+    "--mca",
+    "osc",
+    "ucx,sm",
+];
 /// Soft-RoCE: UCX needs the IPv6 GID there, and ud_verbs beside rc_verbs.
 const VERBS: &[(&str, &str)] =
     &[("UCX_NET_DEVICES", "rxe0:1"), ("UCX_IB_GID_INDEX", "2"), ("UCX_TLS", "rc_verbs,ud_verbs,self")];

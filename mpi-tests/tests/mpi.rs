@@ -6,7 +6,7 @@
 use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use slackwater_harness::in_guest;
-use slackwater_mpi_tests::{Job, PACKAGES, TRANSPORTS, Transport, guest, scenario};
+use slackwater_mpi_tests::{Job, PACKAGES, TRANSPORTS, Transport, guest, reboot, scenario};
 use std::process::ExitCode;
 
 const LEVELS: [&str; 3] = ["quick", "normal", "full"];
@@ -75,6 +75,10 @@ const ROWS: &[Row] = &[
     row("files", &[], "restart", 2, 3, "normal", HOST),
     row("files", &["0", "shared"], "go-on", 2, 5, "normal", HOST),
     row("fortran", &[], "restart", 2, 3, "normal", HOST),
+    row("ending", &["abort"], "ending", 2, 1, "normal", HOST),
+    row("ending", &["signal"], "ending", 2, 1, "normal", HOST),
+    row("ending", &["status"], "ending", 2, 1, "normal", HOST),
+    row("ending", &["echo"], "ending", 2, 1, "normal", HOST),
     // Open MPI 4.1.4 itself hangs now and then when it spawns; MPICH as Debian builds it cannot spawn at all.
     row("spawn", &[], "restart", 2, 3, "full", Over::Only(&["openmpi-default"])),
     row("features", &[], "restart", 4, 10, "full", Over::Main),
@@ -83,6 +87,9 @@ const ROWS: &[Row] = &[
     row("stress", &[], "go-on", 4, 100, "full", Over::Main),
     row("solver", &["0", "64"], "restart", 8, 5, "full", Over::Main),
 ];
+
+/// The stress program over verbs, from machine to machine: ranks, machines, level.
+const REBOOTS: &[(u32, u32, &str)] = &[(2, 3, "normal"), (4, 9, "full")];
 
 /// A package's program: its name, ranks, kills, level, transports.
 const PACKAGED: &[(&str, u32, u32, &str, Over)] = &[
@@ -102,10 +109,27 @@ fn main() -> ExitCode {
     for transport in TRANSPORTS {
         for row in ROWS {
             let Some(level) = row.over.level(row.level, transport) else { continue };
-            let name = format!("{}::{}::{}::np{}", transport.name, row.program, row.scenario, row.ranks);
+            let variant = if row.scenario == "ending" { format!("-{}", row.args[0]) } else { String::new() };
+            let name = format!("{}::{}{variant}::{}::np{}", transport.name, row.program, row.scenario, row.ranks);
             // Built outside: the guest's file system forgets it.
             let build = move || job(row, transport).and_then(|j| j.command()).map(drop);
             trials.push(trial(transport, name, rank(level) > chosen, build, move || run(row, transport)));
+        }
+        for &(ranks, acts, level) in REBOOTS.iter().filter(|_| transport.verbs) {
+            let level = Over::Main.level(level, transport).unwrap_or("full");
+            let name = format!("{}::stress::reboot::np{ranks}", transport.name);
+            let skip = rank(level) > chosen;
+            let stress = move || Job::new("stress", &[], transport, ranks);
+            if in_guest() {
+                let play = move || counted(transport, || reboot::play(&stress()?));
+                trials.push(Trial::test(format!("host::{name}"), move || play().map_err(fail)).with_ignored_flag(skip));
+            } else {
+                let inside = format!("host::{name}");
+                let direct = move || stress()?.command().and_then(|_| reboot::direct(&inside, acts));
+                let has_xtask = std::env::var_os("SLACKWATER_XTASK").is_some();
+                let trial = Trial::test(format!("guest::{name}"), move || direct().map_err(fail));
+                trials.push(trial.with_ignored_flag(skip || !has_xtask));
+            }
         }
         for &(name, ranks, kills, level, over) in PACKAGED {
             let Some(level) = over.level(level, transport) else { continue };

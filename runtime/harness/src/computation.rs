@@ -89,7 +89,9 @@ struct Running {
 
 /// A computation, its folder, and how it is run. Whatever still runs when it is dropped is killed.
 pub struct Computation {
-    folder: tempfile::TempDir,
+    folder: PathBuf,
+    /// Removes the folder, unless somebody else will.
+    temporary: Option<tempfile::TempDir>,
     kit: Option<Kit>,
     mode: Mode,
     env: Vec<(String, String)>,
@@ -111,7 +113,7 @@ impl Computation {
         let mut computation = Self::native(mode)?;
         let kit = Kit::find()?;
         computation.kit = Some(match mode {
-            Mode::User => kit.copied(&computation.folder.path().join("kit"))?,
+            Mode::User => kit.copied(&computation.folder.join("kit"))?,
             _ => kit,
         });
         Ok(computation)
@@ -122,14 +124,28 @@ impl Computation {
     /// # Errors
     /// When no temporary folder can be made.
     pub fn native(mode: Mode) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("slackwater-test-").tempdir()?;
+        let temporary = tempfile::Builder::new().prefix("slackwater-test-").tempdir()?;
+        Self::bare(temporary.path().to_owned(), Some(temporary), mode)
+    }
+
+    /// In a folder that lasts: what one machine has left there, another goes on with.
+    ///
+    /// # Errors
+    /// When `slackwater` has not been built.
+    pub fn lasting(folder: &Path, mode: Mode) -> Result<Self> {
+        let mut computation = Self::bare(folder.to_owned(), None, mode)?;
+        computation.kit = Some(Kit::find()?);
+        Ok(computation)
+    }
+
+    fn bare(folder: PathBuf, temporary: Option<tempfile::TempDir>, mode: Mode) -> Result<Self> {
         if mode == Mode::User && rustix::process::geteuid().is_root() {
-            std::os::unix::fs::chown(folder.path(), Some(NOBODY), Some(NOBODY))?;
+            std::os::unix::fs::chown(&folder, Some(NOBODY), Some(NOBODY))?;
         }
-        let stop = folder.path().join("stop");
+        let stop = folder.join("stop");
         let env = vec![("SW_STOP".to_owned(), stop.to_string_lossy().into_owned())];
         let ended = Output::default();
-        Ok(Self { folder, kit: None, mode, env, under: Vec::new(), running: None, restarted: false, ended })
+        Ok(Self { folder, temporary, kit: None, mode, env, under: Vec::new(), running: None, restarted: false, ended })
     }
 
     /// Sets an environment variable of the program.
@@ -145,13 +161,13 @@ impl Computation {
     /// The test's own folder: scratch files may go here.
     #[must_use]
     pub fn folder(&self) -> &Path {
-        self.folder.path()
+        &self.folder
     }
 
     /// The checkpoint folder (`--dir`).
     #[must_use]
     pub fn dir(&self) -> PathBuf {
-        self.folder.path().join("computation")
+        self.folder.join("computation")
     }
 
     /// Starts `program` under `slackwater launch`, or as it is if this is a native run.
@@ -177,7 +193,7 @@ impl Computation {
             && let Some(first) = program.first_mut()
             && first.starts_with(kit::target().to_string_lossy().as_ref())
         {
-            let copy = self.folder.path().join("program");
+            let copy = self.folder.join("program");
             kit::install(Path::new(first.as_str()), &copy)?;
             *first = copy.to_string_lossy().into_owned();
         }
@@ -359,10 +375,10 @@ impl Computation {
     /// # Errors
     /// When it says or does something else.
     pub fn finish(&mut self) -> Result<()> {
-        fs::write(self.folder.path().join("stop"), "")?;
+        fs::write(self.folder.join("stop"), "")?;
         self.wait_line("PASS")?;
         let status = self.wait_exit()?;
-        fs::remove_file(self.folder.path().join("stop"))?;
+        fs::remove_file(self.folder.join("stop"))?;
         ensure!(status.success(), "it printed PASS, and ended with {status}");
         Ok(())
     }
@@ -378,7 +394,7 @@ impl Computation {
     /// # Errors
     /// When one says or does something else.
     pub fn finish_all(&mut self, programs: u32) -> Result<()> {
-        fs::write(self.folder.path().join("stop"), "")?;
+        fs::write(self.folder.join("stop"), "")?;
         for _ in 0..programs {
             self.wait_line("PASS")?;
         }
@@ -466,14 +482,14 @@ impl Computation {
             let child = pty_process::blocking::Command::new(program)
                 .args(args)
                 .envs(env)
-                .current_dir(self.folder.path())
+                .current_dir(&self.folder)
                 .spawn(pts)?;
             let reader = fs::File::from(rustix::io::dup(&pty)?);
             let master = fs::File::from(rustix::io::dup(&pty)?);
             (child, Output::read(reader), Output::default(), Some(master))
         } else {
             let mut command = Command::new(program);
-            command.args(args).envs(env).current_dir(self.folder.path());
+            command.args(args).envs(env).current_dir(&self.folder);
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
             let mut child = command.spawn().with_context(|| format!("cannot start {program}"))?;
             let out = Output::read(child.stdout.take().context("no pipe")?);
@@ -489,7 +505,7 @@ impl Computation {
         let words = self.words(words);
         let (program, args) = words.split_first().context("no command")?;
         let mut command = Command::new(program);
-        command.args(args).current_dir(self.folder.path());
+        command.args(args).current_dir(&self.folder);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot start {program}"))?;
         let (mut out, mut err) = (child.stdout.take().context("no pipe")?, child.stderr.take().context("no pipe")?);
@@ -534,6 +550,9 @@ impl Drop for Computation {
         if let Some(mut running) = self.running.take() {
             let _ = process::kill_tree(running.child.id(), patience());
             let _ = running.child.wait();
+        }
+        if self.temporary.is_none() {
+            return;
         }
         // Its coordinator may be about to copy one more file into it.
         let since = Instant::now();
