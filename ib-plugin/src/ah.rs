@@ -98,5 +98,5 @@ pub(crate) unsafe extern "C" fn resolve_eth_l2(
     let Some(f) = driver::loaded().and_then(|d| d.resolve_eth_l2) else { return -1 };
     let mut given = *attr;
     peers::outward(ctx, &mut given);
-    f((*ctx).real, &mut given, mac, vid)
+    driver::answered(f((*ctx).real, &mut given, mac, vid))
 }

@@ -174,7 +174,7 @@ pub(crate) unsafe extern "C" fn query_device(context: *mut ibv_context, attr: *m
     let _w = Wrapper::enter();
     let ctx = Context::of(context);
     let Some(f) = driver::loaded().and_then(|d| d.query_device) else { return libc::EOPNOTSUPP };
-    let ret = f((*ctx).real, attr);
+    let ret = driver::answered(f((*ctx).real, attr));
     if ret == 0 {
         same_guids(ctx, &mut *attr);
     }
@@ -197,7 +197,7 @@ unsafe extern "C" fn query_device_ex(
     let _w = Wrapper::enter();
     let ctx = Context::of(context);
     if let Some(f) = vctx((*ctx).real).and_then(|v| (*v).query_device_ex) {
-        let ret = f((*ctx).real, input, attr, size);
+        let ret = driver::answered(f((*ctx).real, input, attr, size));
         if ret == 0 {
             same_guids(ctx, &mut (*attr).orig_attr);
         }
@@ -217,7 +217,7 @@ unsafe extern "C" fn query_rt_values(context: *mut ibv_context, values: *mut ibv
 unsafe extern "C" fn query_port_ex(context: *mut ibv_context, port: u8, attr: *mut ibv_port_attr, len: usize) -> c_int {
     let _w = Wrapper::enter();
     let ctx = Context::of(context);
-    let ret = ident::query_port((*ctx).real, port, attr, len);
+    let ret = driver::answered(ident::query_port((*ctx).real, port, attr, len));
     if ret == 0 {
         seen_port(ctx, port, &mut *attr);
     }
@@ -229,7 +229,7 @@ pub(crate) unsafe extern "C" fn query_port(context: *mut ibv_context, port: u8, 
     let _w = Wrapper::enter();
     let ctx = Context::of(context);
     let Some(f) = driver::loaded().and_then(|d| d.query_port) else { return libc::EOPNOTSUPP };
-    let ret = f((*ctx).real, port, attr);
+    let ret = driver::answered(f((*ctx).real, port, attr));
     if ret == 0 {
         seen_port(ctx, port, &mut *attr);
     }
@@ -280,10 +280,14 @@ pub(crate) unsafe extern "C" fn query_gid_ex(
     let ctx = Context::of(context);
     let device = &*(*ctx).device;
     if let (Some(seen), Some(_)) = (&device.seen, &device.now) {
-        let Some(e) = seen.port(port as u8).and_then(|p| p.at(index)) else { return libc::ENODATA };
-        if size < size_of::<ibv_gid_entry>() {
+        if flags != 0 || size < size_of::<ibv_gid_entry>() || seen.port(port as u8).is_none() {
+            driver::set_errno(libc::EINVAL);
             return libc::EINVAL;
         }
+        let Some(e) = seen.port(port as u8).and_then(|p| p.at(index)) else {
+            driver::set_errno(libc::ENODATA);
+            return libc::ENODATA;
+        };
         put_entry(&mut *entry, port, e);
         return 0;
     }
@@ -315,13 +319,15 @@ pub(crate) unsafe extern "C" fn query_gid_table(
     let ctx = Context::of(context);
     let device = &*(*ctx).device;
     if let (Some(seen), Some(_)) = (&device.seen, &device.now) {
-        if size < size_of::<ibv_gid_entry>() {
+        if flags != 0 || size < size_of::<ibv_gid_entry>() {
+            driver::set_errno(libc::EINVAL);
             return -(libc::EINVAL as isize);
         }
         let all = seen.ports.iter().enumerate().flat_map(|(i, p)| p.gids.iter().map(move |e| (i as u32 + 1, e)));
         let mut n = 0;
         for (port, e) in all {
             if n == max {
+                driver::set_errno(libc::EINVAL);
                 return -(libc::EINVAL as isize);
             }
             put_entry(&mut *entries.cast::<u8>().add(n * size).cast(), port, e);
@@ -330,7 +336,11 @@ pub(crate) unsafe extern "C" fn query_gid_table(
         return n as isize;
     }
     let Some(f) = driver::loaded().and_then(|d| d.query_gid_table) else { return -(libc::EOPNOTSUPP as isize) };
-    f((*ctx).real, entries, max, flags, size)
+    let n = f((*ctx).real, entries, max, flags, size);
+    if n < 0 {
+        driver::pass_errno();
+    }
+    n
 }
 
 /// `ibv_query_gid_type`, which librdmacm and providers use.
@@ -359,7 +369,11 @@ pub(crate) unsafe extern "C" fn query_pkey(context: *mut ibv_context, port: u8, 
 pub(crate) unsafe extern "C" fn get_pkey_index(context: *mut ibv_context, port: u8, pkey: u16) -> c_int {
     let _w = Wrapper::enter();
     let Some(f) = driver::loaded().and_then(|d| d.get_pkey_index) else { return -1 };
-    f((*Context::of(context)).real, port, pkey)
+    let index = f((*Context::of(context)).real, port, pkey);
+    if index < 0 {
+        driver::pass_errno();
+    }
+    index
 }
 
 /// `ibv_get_async_event(3)`.

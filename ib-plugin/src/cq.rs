@@ -217,7 +217,7 @@ pub(crate) unsafe extern "C" fn resize_cq(cq: *mut ibv_cq, cqe: c_int) -> c_int 
     let _w = Wrapper::enter();
     let cq = cq.cast::<Cq>();
     let Some(f) = driver::loaded().and_then(|d| d.resize_cq) else { return libc::EOPNOTSUPP };
-    let ret = f((*cq).real, cqe);
+    let ret = driver::answered(f((*cq).real, cqe));
     if ret == 0 {
         (*cq).ibv.cqe = (*(*cq).real).cqe;
     }

@@ -153,3 +153,11 @@ pub(crate) fn pass_errno() -> c_int {
     set_errno(value);
     value
 }
+
+/// The answer of a call of the driver's, with its errno if it says that the call failed.
+pub(crate) fn answered(ret: c_int) -> c_int {
+    if ret != 0 {
+        pass_errno();
+    }
+    ret
+}

@@ -32,6 +32,8 @@ use slackwater_plugin::{Info, Verdict, protect_fd, publish};
 
 type Outcome<T> = Result<T, String>;
 
+const NO_RDMA: &str = "the program uses RDMA, and there is none here; restart it where `ibv_devices` lists a device";
+
 /// One round.
 pub(crate) unsafe fn round(info: &mut Info) -> Verdict {
     let contexts = contexts();
@@ -59,7 +61,7 @@ unsafe fn rebuild(info: &Info, contexts: &[*mut Context]) -> Outcome<()> {
     let channels = cm::descriptors();
     fds::hold(&channels);
     if !cm::reopen() {
-        return Err("there is no /dev/infiniband/rdma_cm here".into());
+        return Err(NO_RDMA.into());
     }
     if contexts.is_empty() {
         card.publish();
@@ -133,7 +135,7 @@ unsafe fn place(contexts: &[*mut Context]) -> Outcome<()> {
     wanted.dedup();
     let (reals, _) = device::real_list();
     if reals.is_empty() {
-        return Err("there is no RDMA device here".into());
+        return Err(NO_RDMA.into());
     }
     let mut left = reals.clone();
     let mut homeless = Vec::new();

@@ -94,6 +94,28 @@ fn checkpoints_that_go_on() {
     in_guest("checkpoints_that_go_on", || cases("resume"));
 }
 
+/// Requests wait for receives (at most 61 ms: six retries of 10.24 ms), and the program stands for 30 seconds.
+#[test]
+fn no_queue_pair_dies_of_a_long_checkpoint() {
+    in_guest("no_queue_pair_dies_of_a_long_checkpoint", || {
+        let dir = std::env::temp_dir().join("slackwater-verifier-long");
+        std::fs::create_dir_all(&dir).unwrap();
+        let (runtime, verifier) = compile(&dir);
+        let plugin = std::env::current_exe().unwrap().with_file_name("libslackwater_ib.so");
+        let out = Command::new("timeout")
+            .args(["200", "env", &format!("LD_PRELOAD={} {}", runtime.display(), plugin.display())])
+            .args(["FAKERT_HOLD=30", "FAKERT=resume"])
+            .arg(&verifier)
+            .args(["-i", "400", "-c", "900", "-l", "-r", "6", "-R", "20"])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        let last = text.lines().last().unwrap_or_default();
+        eprintln!("{last}");
+        assert!(out.status.success() && last.contains(", 1 checkpoints"), "{}\n{text}", out.status);
+    });
+}
+
 #[test]
 fn restarts_onto_new_objects() {
     in_guest("restarts_onto_new_objects", || cases("restart"));

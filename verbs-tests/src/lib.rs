@@ -136,6 +136,28 @@ pub fn hammer(cycles: u32) -> Result<()> {
     computation.finish()
 }
 
+/// What libibverbs says to all sorts of calls, wrong ones too, is the same under slackwater, errno included.
+///
+/// # Errors
+/// The first answer that differs.
+pub fn answers() -> Result<()> {
+    let folder = Folder::new()?;
+    let program = folder.build("programs/answers.c", "answers", &[])?;
+    let ask = |mut computation: Computation| -> Result<Vec<String>> {
+        computation.launch(std::slice::from_ref(&program))?;
+        let output = computation.output()?.clone();
+        let status = computation.wait_exit()?;
+        ensure!(status.success(), "it ended with {status}: {:?}", output.lines().last());
+        Ok(output.lines())
+    };
+    let (native, ours) = (ask(Computation::native(Mode::Pipe)?)?, ask(Computation::new(Mode::Pipe)?)?);
+    for (native, ours) in native.iter().zip(&ours) {
+        ensure!(native == ours, "natively `{native}`, under slackwater `{ours}`");
+    }
+    ensure!(native.len() == ours.len() && native.len() > 150, "{} answers, and {}", native.len(), ours.len());
+    Ok(())
+}
+
 fn plugin() -> Result<String> {
     let path = slackwater_harness::Kit::find()?.slackwater().with_file_name("libslackwater_ib.so");
     Ok(path.to_string_lossy().into_owned())

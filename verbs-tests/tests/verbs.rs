@@ -7,7 +7,7 @@
 use libtest_mimic::{Arguments, Failed, Trial};
 use slackwater_harness::in_guest;
 use slackwater_mpi_tests::guest;
-use slackwater_verbs_tests::{Pair, Scenario, hammer, loads, play};
+use slackwater_verbs_tests::{Pair, Scenario, answers, hammer, loads, play};
 use std::process::ExitCode;
 
 const fn pair(name: &'static str, command: &'static str) -> Pair {
@@ -84,6 +84,12 @@ fn main() -> ExitCode {
             }
         }
     }
+    let trial = if in_guest() {
+        Trial::test("inside::same-answers", || answers().map_err(fail))
+    } else {
+        Trial::test("guest::same-answers", || guest::run("inside::same-answers").map_err(fail))
+    };
+    trials.push(trial.with_ignored_flag(!(has_xtask || in_guest())));
     let cycles = if level == "full" { 100 } else { 10 };
     trials.push(Trial::test("host::loads-libibverbs-itself", || loads().map_err(fail)));
     trials.push(Trial::test("host::malloc-hammer", move || hammer(cycles).map_err(fail)));

@@ -1,12 +1,13 @@
 /* fakert.c: a runtime in one file, for tests without agent and coordinator. Preload it before the plugin. The program's
  * only thread calls slackwater_checkpoint(); it then sees what a process sees of QUIESCE, SAVE and RESUME, or, every second
  * time (FAKERT=restart: every time; FAKERT=resume: never), of RESTART instead: the plugin makes all objects anew, with
- * other numbers and keys, while the old ones stay behind in the kernel like those of a dead process, and never speak again. */
+ * other numbers and keys, while the old ones stay behind in the kernel like those of a dead process, and never speak again. FAKERT_HOLD=s: each checkpoint stands for s seconds. */
 #define _GNU_SOURCE
 #include "../../../runtime/plugin/include/slackwater.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const struct slackwater_plugin *plugins[8];
 static int n_plugins;
@@ -76,6 +77,7 @@ int checkpoint(void) {
   tell(SLACKWATER_PRESUSPEND, 0); tell(SLACKWATER_SUSPENDED, 0);
   rounds(SLACKWATER_QUIESCE);
   tell(SLACKWATER_SAVE, 0);
+  if (getenv("FAKERT_HOLD")) sleep(atoi(getenv("FAKERT_HOLD")));
   int restart = mode && !strcmp(mode, "restart") ? 1 : mode && !strcmp(mode, "resume") ? 0 : cycles % 2 == 0;
   if (!restart) { tell(SLACKWATER_RESUME, 0); return 0; }
   rounds(SLACKWATER_RESTART);

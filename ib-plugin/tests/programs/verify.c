@@ -4,7 +4,7 @@
  *   verify [-t rc|uc|ud] [-n pairs] [-i operations] [-m max bytes] [-k signal one in k] [-d depth] [-s] [-e] [-l] [-x] [-r N]
  *          [-c N] [-g gid index] [-w milliseconds]
  *   -s shared receive queues; -e completion events; -l lazy receivers (RNR); -x extended CQs and ibv_wr_*;
- *   -r rnr_retry; -c slackwater_checkpoint() after each N operations; -w pause between operations */
+ *   -r rnr_retry; -R min_rnr_timer; -c slackwater_checkpoint() after each N operations; -w pause between operations */
 #include <infiniband/verbs.h>
 #include <poll.h>
 #include <stdio.h>
@@ -17,7 +17,7 @@ extern int slackwater_checkpoint(void) __attribute__((weak));
 #define DIE(...) do { printf("verify: " __VA_ARGS__); printf("\n"); fflush(stdout); _exit(1); } while (0)
 #define OK(x) do { if (!(x)) DIE("%s failed at line %d, errno %m", #x, __LINE__); } while (0)
 enum { SEND, SEND_IMM, WRITE, WRITE_IMM, READ, ADD, KINDS };
-static int type = IBV_QPT_RC, pairs = 2, depth = 16, every = 1, use_srq, use_events, lazy, extended, rnr = 7, gidx = 2, pause_ms;
+static int type = IBV_QPT_RC, pairs = 2, depth = 16, every = 1, use_srq, use_events, lazy, extended, rnr = 7, rnr_timer = 12, gidx = 2, pause_ms;
 static long ops = 2000, ckpt;
 static unsigned max_len = 4096;
 
@@ -73,7 +73,7 @@ static void connect_qp(struct ep *e, struct ep *to) {
   struct ibv_ah_attr av = {.is_global = 1, .grh = {.dgid = gid, .sgid_index = gidx, .hop_limit = 8}, .port_num = 1};
   struct ibv_qp_attr a = {.qp_state = IBV_QPS_INIT, .port_num = 1, .qkey = 0x11111111, .qp_access_flags = 15};
   OK(!ibv_modify_qp(e->qp, &a, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | (type == IBV_QPT_UD ? IBV_QP_QKEY : IBV_QP_ACCESS_FLAGS)));
-  struct ibv_qp_attr b = {.qp_state = IBV_QPS_RTR, .path_mtu = IBV_MTU_1024, .dest_qp_num = to->qp->qp_num, .rq_psn = 7 + to->id, .max_dest_rd_atomic = 4, .min_rnr_timer = 12, .ah_attr = av};
+  struct ibv_qp_attr b = {.qp_state = IBV_QPS_RTR, .path_mtu = IBV_MTU_1024, .dest_qp_num = to->qp->qp_num, .rq_psn = 7 + to->id, .max_dest_rd_atomic = 4, .min_rnr_timer = rnr_timer, .ah_attr = av};
   OK(!ibv_modify_qp(e->qp, &b, IBV_QP_STATE | (type == IBV_QPT_UD ? 0 : IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN) | (type == IBV_QPT_RC ? IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER : 0)));
   struct ibv_qp_attr c = {.qp_state = IBV_QPS_RTS, .timeout = 14, .retry_cnt = 7, .rnr_retry = rnr, .sq_psn = 7 + e->id, .max_rd_atomic = 4};
   OK(!ibv_modify_qp(e->qp, &c, IBV_QP_STATE | IBV_QP_SQ_PSN | (type == IBV_QPT_RC ? IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC : 0)));
@@ -152,10 +152,10 @@ static int drain(struct ibv_cq *cq) {
   return total;
 }
 int main(int argc, char **argv) {
-  for (int o; (o = getopt(argc, argv, "t:n:i:m:k:d:selxr:c:g:w:")) != -1;) switch (o) {
+  for (int o; (o = getopt(argc, argv, "t:n:i:m:k:d:selxr:R:c:g:w:")) != -1;) switch (o) {
     case 't': type = !strcmp(optarg, "uc") ? IBV_QPT_UC : !strcmp(optarg, "ud") ? IBV_QPT_UD : IBV_QPT_RC; break;
     case 'n': pairs = atoi(optarg); break; case 'i': ops = atol(optarg); break; case 'm': max_len = atoi(optarg); break; case 'k': every = atoi(optarg); break; case 'd': depth = atoi(optarg); break;
-    case 's': use_srq = 1; break; case 'e': use_events = 1; break; case 'l': lazy = 1; break; case 'x': extended = 1; break; case 'r': rnr = atoi(optarg); break; case 'c': ckpt = atol(optarg); break; case 'g': gidx = atoi(optarg); break; case 'w': pause_ms = atoi(optarg); break; default: return 2; }
+    case 's': use_srq = 1; break; case 'e': use_events = 1; break; case 'l': lazy = 1; break; case 'x': extended = 1; break; case 'r': rnr = atoi(optarg); break; case 'R': rnr_timer = atoi(optarg); break; case 'c': ckpt = atol(optarg); break; case 'g': gidx = atoi(optarg); break; case 'w': pause_ms = atoi(optarg); break; default: return 2; }
   if (depth > 64) depth = 64;
   if (every > depth) every = depth;
   if (type == IBV_QPT_UD && max_len > 1024) max_len = 1024;

@@ -120,8 +120,13 @@ pub fn named(p: &mut Prepared<'_>, id: Id, file: &File, flags: i32) -> Result<i3
             os::open(&path, flags, 0).map_err(|e| error(format!("opening {}", show(&path)), Some(e)))?
         }
         Err(e) => {
-            let hint =
-                if e.raw_os_error() == Some(libc::ENOENT) { " (is it elsewhere? --map-path OLD=NEW)" } else { "" };
+            let hint = match e.raw_os_error() {
+                Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) if path.starts_with(b"/dev/infiniband/") => {
+                    ": the program uses RDMA, and there is none here; restart it where `ibv_devices` lists a device"
+                }
+                Some(libc::ENOENT) => " (is it elsewhere? --map-path OLD=NEW)",
+                _ => "",
+            };
             return Err(error(format!("opening {}{hint}", show(&path)), Some(e)));
         }
     };
