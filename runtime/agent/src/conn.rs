@@ -7,6 +7,7 @@
 //! Rules: raw system calls and the arena only.
 use crate::{
     init, relay,
+    spin::Spin,
     sys::{self, Errno},
 };
 use alloc::{
@@ -15,10 +16,7 @@ use alloc::{
     vec,
     vec::Vec,
 };
-use core::{
-    cell::UnsafeCell,
-    sync::atomic::{AtomicBool, AtomicI32, Ordering::*},
-};
+use core::sync::atomic::{AtomicBool, AtomicI32, Ordering::*};
 use serde::{Serialize, de::DeserializeOwned};
 use slackwater_protocol::{
     auth::{self, Challenge, Role, Secret, Welcome},
@@ -177,26 +175,7 @@ impl Connection {
 }
 
 /// The connection of this process. The checkpoint thread uses it, and wrappers that announce births.
-struct Shared {
-    lock: AtomicBool,
-    connection: UnsafeCell<Option<Connection>>,
-}
-
-// SAFETY: `connection` is only touched under `lock`; holders are the checkpoint thread, which is never stopped, and
-// threads inside the wrapper guard.
-unsafe impl Sync for Shared {}
-
-static SHARED: Shared = Shared { lock: AtomicBool::new(false), connection: UnsafeCell::new(None) };
-
-fn locked<R>(f: impl FnOnce(&mut Option<Connection>) -> R) -> R {
-    while SHARED.lock.compare_exchange_weak(false, true, Acquire, Relaxed).is_err() {
-        core::hint::spin_loop();
-    }
-    // SAFETY: the lock is ours.
-    let r = f(unsafe { &mut *SHARED.connection.get() });
-    SHARED.lock.store(false, Release);
-    r
-}
+static SHARED: Spin<Option<Connection>> = Spin::new(None);
 
 /// Runs `f` on the connection.
 ///
@@ -205,7 +184,7 @@ fn locked<R>(f: impl FnOnce(&mut Option<Connection>) -> R) -> R {
 pub fn with<R>(f: impl FnOnce(&mut Connection) -> Result<R, String>) -> Result<R, String> {
     let none = || Err("not connected to a coordinator".to_string());
     let on_it = || {
-        locked(|c| match c {
+        SHARED.with(|c| match c {
             Some(c) => f(c),
             None => none(),
         })
@@ -218,7 +197,7 @@ pub fn with<R>(f: impl FnOnce(&mut Connection) -> Result<R, String>) -> Result<R
 
 /// Makes `c` the connection of this process; None: it has none.
 pub fn set(c: Option<Connection>) {
-    locked(|slot| {
+    SHARED.with(|slot| {
         CONNECTED.store(c.is_some(), Release);
         *slot = c;
     });
@@ -233,35 +212,33 @@ static CONNECTED: AtomicBool = AtomicBool::new(false);
 
 /// The connection's descriptor.
 pub fn descriptor() -> Option<i32> {
-    locked(|c| c.as_ref().map(Connection::fd))
+    SHARED.with(|c| c.as_ref().map(Connection::fd))
 }
 
 /// Before fork: no other thread is in the middle of a message.
 pub fn lock() {
-    while SHARED.lock.compare_exchange_weak(false, true, Acquire, Relaxed).is_err() {
-        core::hint::spin_loop();
-    }
+    SHARED.acquire();
 }
 
 /// After it, in parent and child.
 pub fn unlock() {
-    SHARED.lock.store(false, Release);
+    SHARED.release();
 }
 
 /// In the child that writes an image: it has one thread, and a lock held in the parent is nobody's here.
 pub fn unlock_in_child() {
-    SHARED.lock.store(false, Release);
+    SHARED.release();
 }
 
 /// In the child that writes an image: the connection's descriptor, or one that is none. No lock: see [`unlock_in_child`].
 pub fn descriptor_in_child() -> i32 {
     // SAFETY: this process has one thread.
-    unsafe { (*SHARED.connection.get()).as_ref().map_or(i32::MAX - 1, Connection::fd) }
+    unsafe { (*SHARED.value()).as_ref().map_or(i32::MAX - 1, Connection::fd) }
 }
 
 /// After fork, in the child: the parent's connection and its other descriptors are closed.
 pub fn after_fork() {
-    locked(drop_connection);
+    SHARED.with(drop_connection);
     for slot in &HIGH {
         let fd = slot.swap(0, Relaxed);
         if fd > 0 {

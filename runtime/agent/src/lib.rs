@@ -36,6 +36,7 @@ mod relay;
 mod sandbox;
 mod save;
 mod shared;
+mod spin;
 mod stop;
 mod text;
 mod timers;

@@ -8,13 +8,12 @@ mod exports;
 mod ids;
 pub mod options;
 
-use crate::sys;
+use crate::{spin::Spin, sys};
 use alloc::{format, string::String, vec::Vec};
 use core::{
-    cell::UnsafeCell,
     ffi::{CStr, c_char, c_int, c_void},
     mem::offset_of,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::*},
+    sync::atomic::{AtomicU64, Ordering::*},
 };
 use slackwater_hook::thread;
 use slackwater_protocol::message::Entry;
@@ -141,38 +140,20 @@ struct State {
 }
 
 /// Registered plugins and what they left with us.
-struct Shared {
-    lock: AtomicBool,
-    state: UnsafeCell<State>,
-}
-
-// SAFETY: `state` is only touched under `lock`, inside the wrapper guard, so that no holder is ever stopped. Plugins live
-// as long as the process.
-unsafe impl Sync for Shared {}
-
-static SHARED: Shared = Shared {
-    lock: AtomicBool::new(false),
-    state: UnsafeCell::new(State {
-        plugins: Vec::new(),
-        refused: 0,
-        publish: Vec::new(),
-        cutouts: Vec::new(),
-        protected: Vec::new(),
-        sections: Vec::new(),
-    }),
-};
+static SHARED: Spin<State> = Spin::new(State {
+    plugins: Vec::new(),
+    refused: 0,
+    publish: Vec::new(),
+    cutouts: Vec::new(),
+    protected: Vec::new(),
+    sections: Vec::new(),
+});
 static MEMBERS: AtomicU64 = AtomicU64::new(1);
 /// Bits of the events that any plugin wants to hear of.
 static WANTED: AtomicU64 = AtomicU64::new(0);
 
 fn with<R>(f: impl FnOnce(&mut State) -> R) -> R {
-    thread::guarded(|| {
-        lock();
-        // SAFETY: the lock is ours.
-        let r = f(unsafe { &mut *SHARED.state.get() });
-        unlock();
-        r
-    })
+    thread::guarded(|| SHARED.with(f))
 }
 
 /// Does any plugin want to hear of this? One load: for places that are often passed.
@@ -285,14 +266,12 @@ pub fn protected() -> Vec<i32> {
 
 /// Before fork: no other thread is in the middle of a change.
 pub fn lock() {
-    while SHARED.lock.compare_exchange_weak(false, true, Acquire, Relaxed).is_err() {
-        core::hint::spin_loop();
-    }
+    SHARED.acquire();
 }
 
 /// After it, in parent and child.
 pub fn unlock() {
-    SHARED.lock.store(false, Release);
+    SHARED.release();
 }
 
 /// How many processes the computation has (told by the coordinator's rounds).

@@ -2,13 +2,12 @@
 //!
 //! What they are made of is posix_spawn(3) in its real form, announced like any other.
 use super::{connected, gate::Birth, spawn};
+use crate::spin::Spin;
 use alloc::vec::Vec;
 use core::{
-    cell::UnsafeCell,
     ffi::{CStr, c_char, c_int, c_void},
     mem::{MaybeUninit, zeroed},
     ptr::null_mut,
-    sync::atomic::{AtomicBool, Ordering::*},
 };
 use slackwater_hook::hook;
 
@@ -30,41 +29,23 @@ struct State {
     streams: Vec<Stream>,
 }
 
-struct Shared {
-    lock: AtomicBool,
-    state: UnsafeCell<State>,
-}
-// SAFETY: `state` is only touched under `lock`, inside a birth, so that no holder is ever stopped.
-unsafe impl Sync for Shared {}
-static SHARED: Shared = Shared {
-    lock: AtomicBool::new(false),
-    state: UnsafeCell::new(State {
-        waiting: 0,
-        actions: [MaybeUninit::uninit(), MaybeUninit::uninit()],
-        streams: Vec::new(),
-    }),
-};
+static SHARED: Spin<State> =
+    Spin::new(State { waiting: 0, actions: [MaybeUninit::uninit(), MaybeUninit::uninit()], streams: Vec::new() });
 const SIGNALS: [c_int; 2] = [libc::SIGINT, libc::SIGQUIT];
 
 /// Before fork: nobody else is in the middle of a change.
 pub fn lock() {
-    while SHARED.lock.compare_exchange_weak(false, true, Acquire, Relaxed).is_err() {
-        core::hint::spin_loop();
-    }
+    SHARED.acquire();
 }
 
 /// After it.
 pub fn unlock() {
-    SHARED.lock.store(false, Release);
+    SHARED.release();
 }
 
 fn with<R>(f: impl FnOnce(&mut State) -> R) -> R {
     let _birth = Birth::enter();
-    lock();
-    // SAFETY: the lock is ours.
-    let r = f(unsafe { &mut *SHARED.state.get() });
-    unlock();
-    r
+    SHARED.with(f)
 }
 
 /// Spawns `/bin/sh -c command`.
