@@ -243,6 +243,14 @@ impl Keeper {
                 finished(if failed.is_some() { -1 } else { 0 });
                 Ok(())
             }
+            ToProcess::Write { generation } => {
+                if let Some((g, writing, _)) = &self.writing
+                    && *g == generation
+                {
+                    writing.go();
+                }
+                Ok(())
+            }
             ToProcess::Kill => {
                 // SAFETY: the computation is to end.
                 _ = unsafe { sc!(kill, sys::getpid(), libc::SIGKILL) };

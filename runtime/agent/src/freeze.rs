@@ -67,7 +67,13 @@ pub struct Outcome {
     told: AtomicU32,
     /// 1 when the child has a descriptor table of its own; 2 when it does not see all of the memory, and ends.
     ready: AtomicU32,
+    /// 1 when all processes have gone on: see [`YIELD_NS`].
+    go: AtomicU32,
 }
+
+/// For how long the child leaves the processor to processes that stand still and wait for others to be frozen: it begins
+/// to write when all have gone on, or after so many nanoseconds (one that was stopped by ^Z is told nothing).
+const YIELD_NS: u64 = 250_000_000;
 
 impl Outcome {
     fn report(&mut self, result: Written) {
@@ -142,6 +148,14 @@ impl Writing {
         // SAFETY: ours.
         _ = unsafe { sc!(munmap, self.outcome, size_of::<Outcome>()) };
         (!told).then_some(result)
+    }
+
+    /// All processes have gone on: the child may take the processor.
+    pub fn go(&self) {
+        // SAFETY: mapped in `freeze`, until `finish`.
+        let o = unsafe { &*self.outcome };
+        o.go.store(1, Release);
+        sys::futex_wake_shared(&o.go);
     }
 
     /// Ends the child; the image is not wanted any more.
@@ -300,6 +314,10 @@ fn freeze_inner(
                 // SAFETY: ends this process alone.
                 _ = unsafe { sc!(exit_group, 0) };
             }
+        }
+        let until = sys::now_ns() + YIELD_NS;
+        while o.go.load(Acquire) == 0 && sys::now_ns() < until {
+            sys::futex_wait_shared(&o.go, 0, until.saturating_sub(sys::now_ns()));
         }
         let own = own.map_err(|e| format!("a descriptor table of its own for the process that writes the image: {e}"));
         o.report(own.and_then(|()| Files::open(true)).map(ManuallyDrop::new).and_then(|f| {

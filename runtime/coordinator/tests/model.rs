@@ -476,7 +476,7 @@ impl World {
                 proc.state = State::Running;
             }
             ToProcess::Kill => self.die(i, true),
-            ToProcess::Joined { .. } | ToProcess::Finished { .. } => {}
+            ToProcess::Joined { .. } | ToProcess::Write { .. } | ToProcess::Finished { .. } => {}
             other => panic!("unexpected {other:?}"),
         }
     }

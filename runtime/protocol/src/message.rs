@@ -9,6 +9,7 @@
 //!  Round(Quiesce,n) ->            plugins drain                      -> RoundDone { again, publish }   until none says again
 //!  Snapshot         ->            memory is frozen (fork, or copied) -> Snapshotted
 //!  Resume           ->            threads run                        -> Resumed
+//!  Write              ->            (all threads of all run)
 //!                                 image is durable                   -> Saved
 //!  Finished         ->            (committed, or aborted with the reason)
 //! ```
@@ -28,7 +29,7 @@ use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol; both sides must agree exactly.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Why rounds are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -246,6 +247,12 @@ pub enum ToProcess {
         generation: u64,
         /// Some: this checkpoint is off, for this reason.
         aborted: Option<String>,
+    },
+    /// Threads of all processes run again: the child that writes may take the processor (for whoever is not told in time
+    /// it does so by itself).
+    Write {
+        /// Generation.
+        generation: u64,
     },
     /// The generation's end.
     Finished {

@@ -239,6 +239,7 @@ pub fn live(mut client: Client, behaviour: &Behaviour, tell: &Sender<Seen>) {
                 }
             }
             ToProcess::Finished { failed, .. } => see(Seen::Finished(failed)),
+            ToProcess::Write { .. } => {}
             ToProcess::Kill => return see(Seen::Killed),
             ToProcess::Values { .. } => panic!("values that nobody asked for"),
         }

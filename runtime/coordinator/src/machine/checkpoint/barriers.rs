@@ -68,7 +68,14 @@ impl Machine {
                 if checkpoint.unresumed.is_empty() && !checkpoint.kill && !checkpoint.runs {
                     checkpoint.runs = true;
                     checkpoint.figures.resume_us = elapsed;
+                    let generation = checkpoint.generation;
+                    for conn in checkpoint.unsaved.clone() {
+                        if self.members.get(&conn).is_some_and(|m| !m.left) {
+                            self.emit(Effect::Send(conn, ToProcess::Write { generation }));
+                        }
+                    }
                 }
+                let Some(checkpoint) = self.checkpoint() else { return false };
                 if !checkpoint.unresumed.is_empty() || !checkpoint.unsaved.is_empty() {
                     return false;
                 }
