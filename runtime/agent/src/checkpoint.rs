@@ -382,8 +382,11 @@ impl Keeper {
         let (vdso, vvar) = maps::vdso()?;
         let path = format!("{folder}/{}", self.file_name());
         let c_path = CString::new(path.as_str()).map_err(|e| e.to_string())?;
-        let image = sys::open(&c_path, libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC, 0o600)
-            .map_err(|e| format!("{path} cannot be made: {e}"))?;
+        let image = match sys::open(&c_path, libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC, 0o600) {
+            Err(sys::Errno::EACCES) => conn::borrow_image(&path),
+            other => other.map_err(|e| e.to_string()),
+        };
+        let image = image.map_err(|e| format!("{path} cannot be made: {e}"))?;
         let high = conn::move_high(image.0).map_err(|e| format!("no free descriptor: {e}"))?;
         core::mem::forget(image);
         let timers = timers::settled(|| stop::take_pending(threads.leader_gone));

@@ -21,6 +21,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use slackwater_protocol::{
     auth::{self, Challenge, Role, Secret, Welcome},
     frame::{self, Decoder},
+    names,
 };
 
 /// A proven connection.
@@ -69,6 +70,66 @@ fn parse_address(address: &str) -> Option<libc::sockaddr_in> {
     a.sin_port = port.parse::<u16>().ok()?.to_be();
     a.sin_addr.s_addr = u32::from_ne_bytes(bytes);
     Some(a)
+}
+
+/// Has the coordinator open an image: for a process whose user has changed, and may not open it himself.
+///
+/// # Errors
+/// What the coordinator says, or why it cannot be asked.
+pub fn borrow_image(path: &str) -> Result<sys::Fd, String> {
+    let config = init::config().ok_or("no computation")?;
+    let port = parse_address(&config.address).map_or(0, |a| u16::from_be(a.sin_port));
+    let name = names::borrow_socket(port);
+    // SAFETY: all zeros is a sockaddr_un.
+    let mut to: libc::sockaddr_un = unsafe { core::mem::zeroed() };
+    to.sun_family = libc::AF_UNIX as u16;
+    for (place, byte) in to.sun_path[1..].iter_mut().zip(name.bytes()) {
+        *place = byte as core::ffi::c_char;
+    }
+    let failed = |what: &str, e: Errno| format!("asking the coordinator for it: {what}: {e}");
+    // SAFETY: arguments and their lengths are those of the structures; the descriptor is ours.
+    unsafe {
+        let fd = sc!(socket, libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+        let fd = sys::Fd(fd.map_err(|e| failed("socket", e))? as i32);
+        sc!(connect, fd.0, &raw const to, 2 + 1 + name.len()).map_err(|e| failed("connect", e))?;
+        // Anybody may take a free name: the secret is for root, who started us, or for ourselves.
+        let mut peer: libc::ucred = core::mem::zeroed();
+        let mut length = size_of::<libc::ucred>() as u32;
+        sc!(getsockopt, fd.0, libc::SOL_SOCKET, libc::SO_PEERCRED, &raw mut peer, &raw mut length)
+            .map_err(|e| failed("SO_PEERCRED", e))?;
+        if peer.uid != 0 && sc!(geteuid) != Ok(peer.uid as usize) {
+            return Err(format!("the coordinator's socket is user {}'s", peer.uid));
+        }
+        let mut request = config.secret.to_hex().to_vec();
+        request.extend_from_slice(path.as_bytes());
+        let mut done = 0;
+        while done < request.len() {
+            done += sc!(sendto, fd.0, request[done..].as_ptr(), request.len() - done, libc::MSG_NOSIGNAL, 0, 0)
+                .map_err(|e| failed("send", e))?;
+        }
+        _ = sc!(shutdown, fd.0, libc::SHUT_WR);
+        let mut text = [0u8; 512];
+        // A cmsghdr (16 bytes) and one descriptor, padded.
+        let mut control = [0u64; 3];
+        let mut part = libc::iovec { iov_base: text.as_mut_ptr().cast(), iov_len: text.len() };
+        let mut message: libc::msghdr = core::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = size_of_val(&control) as _;
+        let n = loop {
+            match sc!(recvmsg, fd.0, &raw mut message, libc::MSG_CMSG_CLOEXEC) {
+                Err(Errno::EINTR) => {}
+                other => break other.map_err(|e| failed("recvmsg", e))?,
+            }
+        };
+        // cmsg_len, then level and type, then the descriptor.
+        let rights = (libc::SCM_RIGHTS as u64) << 32 | libc::SOL_SOCKET as u64;
+        if message.msg_controllen as usize >= 20 && control[1] == rights {
+            return Ok(sys::Fd(control[2] as u32 as i32));
+        }
+        Err(format!("the coordinator does not open it: {}", String::from_utf8_lossy(&text[..n])))
+    }
 }
 
 impl Connection {

@@ -43,7 +43,11 @@ fn say(message: &FromProcess) -> bool {
 
 /// May the program at `path` be announced? If it cannot take the agent in, says so.
 fn will_join(path: Option<&CStr>) -> bool {
-    match path.map_or(Target::Unknown, target::examine) {
+    let mut target = path.map_or(Target::Unknown, target::examine);
+    if !matches!(target, Target::Outside(_)) && !env::library_readable() {
+        target = Target::Outside("runs as a user who cannot read libslackwater.so");
+    }
+    match target {
         Target::Inside | Target::Unknown => true,
         Target::Outside(why) => {
             let path = path.unwrap_or_default().to_string_lossy();

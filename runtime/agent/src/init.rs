@@ -89,7 +89,9 @@ unsafe extern "C" fn constructor(_argc: c_int, _argv: *const *const c_char, envp
     follow::thread::prepare();
     let token = token.unwrap_or_default();
     let becomes = names::token_pid(token) == Some(sys::getpid());
-    let result = read_secret(folder).and_then(|secret| {
+    // SAFETY: the loader's arguments.
+    let handed = unsafe { take_secret(envp) };
+    let result = handed.map_or_else(|| read_secret(folder), Ok).and_then(|secret| {
         let config = Config { address: address.to_string(), folder: folder.to_string(), secret };
         // SAFETY: no other thread of ours yet.
         unsafe { *CONFIG.0.get() = Some(config) };
@@ -102,6 +104,19 @@ unsafe extern "C" fn constructor(_argc: c_int, _argv: *const *const c_char, envp
     if let Err(e) = result {
         complain(&format!("this process is not part of the computation and will not be in its checkpoints: {e}"));
     }
+}
+
+/// The secret in the environment, which is overwritten there: neither the program nor who looks at it is to find it.
+///
+/// # Safety
+/// `envp` is the process's own environment.
+unsafe fn take_secret(envp: *const *const c_char) -> Option<Secret> {
+    // SAFETY: the caller's.
+    let text = unsafe { variable(envp, names::ENV_SECRET) }?;
+    let secret = Secret::from_hex(text.as_bytes());
+    // SAFETY: the strings of the environment are the process's own writable memory, and no other thread runs yet.
+    unsafe { text.as_ptr().cast_mut().write_bytes(b'x', text.len()) };
+    secret
 }
 
 type Destructor = extern "C" fn();

@@ -4,6 +4,7 @@
 //! - [`server`]: carries it out, with tokio on one thread: connections, pidfds, timers, files
 //! - `generation`: what lies on disk, and the two-phase commit
 //! - `files`: copies the files that images rely on, after a commit
+//! - `lend`: opens images for processes that have given up the right to
 //! - [`folder`]: the computation's folder: lock, secret, address; [`daemon`]: starting a coordinator in the background
 #![deny(unsafe_code)]
 
@@ -12,6 +13,7 @@ pub mod daemon;
 mod files;
 pub mod folder;
 mod generation;
+mod lend;
 pub mod machine;
 pub mod options;
 mod process;

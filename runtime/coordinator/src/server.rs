@@ -6,7 +6,7 @@ use crate::{
     connection::{self, Event, Out},
     files::Filler,
     folder::Claim,
-    generation,
+    generation, lend,
     machine::{Conn, Effect, Input, Machine, Settings, Token},
     options::Options,
     process::{self, Found, Handle},
@@ -52,7 +52,9 @@ pub fn run(claim: Claim, options: &Options) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let (events, queue) = unbounded_channel();
-        let acceptor = tokio::spawn(accept(listener, Arc::new(claim.secret), events.clone()));
+        let secret = Arc::new(claim.secret);
+        lend::start(claim.dir.clone(), claim.addr.port(), secret.clone());
+        let acceptor = tokio::spawn(accept(listener, secret, events.clone()));
         let found = generation::find(&claim.dir);
         let settings = Settings {
             expect: options.expect,

@@ -6,7 +6,7 @@
 //! | key | value |
 //! | --- | --- |
 //! | `Args` | variants, separated by `;`: each is an argument list and a test of its own |
-//! | `Scenario` | list of `go-on`, `restart`, `restart-twice`; see [`crate::scenario`] |
+//! | `Scenario` | list of `go-on`, `restart`, `stop-restart`, `restart-twice`; see [`crate::scenario`] |
 //! | `Checkpoints` | how many, in each scenario |
 //! | `Modes` | list of `pipe`, `pty`, `user` |
 //! | `Where` | list of `host`, `guest` |

@@ -17,6 +17,9 @@ pub const ENV_TOKEN: &str = "SLACKWATER_TOKEN";
 pub const ENV_PLUGINS: &str = "SLACKWATER_PLUGINS";
 /// Number of the checkpoint signal, where it is not the default.
 pub const ENV_SIGNAL: &str = "SLACKWATER_SIGNAL";
+/// Environment, of a program whose user cannot read [`FILE_SECRET`] (it was started by one who could, and who has changed his
+/// user): the secret itself. The agent overwrites it before the program runs.
+pub const ENV_SECRET: &str = "SLACKWATER_SECRET";
 /// Environment, read by the launcher alone: path of `libslackwater.so` where it is not beside the program.
 pub const ENV_LIB: &str = "SLACKWATER_LIB";
 /// ld.so(8): libraries to load first; ours comes first in it.
@@ -34,6 +37,16 @@ pub const FILE_ADDRESS: &str = "address";
 pub const FILE_LOG: &str = "log";
 /// File: flock(2)ed by the coordinator as long as it lives.
 pub const FILE_LOCK: &str = "lock";
+/// Name, after the zero byte, of the abstract Unix socket (unix(7)) at which the coordinator that listens on TCP port `port`
+/// opens images for processes whose user may not ([`BORROW_PATH`]).
+#[must_use]
+pub fn borrow_socket(port: u16) -> String {
+    format!("slackwater-{port}")
+}
+/// The longest path that may be asked for there. A request is the secret (64 hexadecimal digits) and the path, then the end;
+/// the answer is one byte with the descriptor (SCM_RIGHTS), or the reason in words.
+pub const BORROW_PATH: usize = 4096;
+
 /// `SLACKWATER_TOKEN`'s form of a token.
 #[must_use]
 pub fn format_token(token: u64) -> String {

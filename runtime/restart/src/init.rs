@@ -8,7 +8,7 @@
 //! stopped: wait status as i32), `C` (continued), `W` + text (a warning), `E` + text (failed: all is over). From it: `K` + signal,
 //! for the first process; `F` + SIGCONT: the same, and its group gets the terminal's foreground.
 use crate::enter;
-use crate::memory::{SharedObjects, Stored, huge_segments, private_files};
+use crate::memory::{Owners, SharedObjects, Stored, huge_segments, private_files};
 use crate::sys::{self, SharedPage};
 use crate::tree::build::{self, NEXT_BARRIER, Place};
 use crate::tree::plan::{Id, Plan};
@@ -98,7 +98,11 @@ impl Init<'_> {
             say(self.channel, b'W', warning.as_bytes());
         }
         let (place, client) = self.start_coordinator()?;
-        let mut memory = SharedObjects::names(regions(), self.options)?;
+        let mut owners = Owners::default();
+        for saved in &g.saved {
+            owners.add((saved.process.uids[1], saved.process.gids[1]), saved.regions.iter());
+        }
+        let mut memory = SharedObjects::names(regions(), &owners, self.options)?;
         let options = self.object_options();
         let computation = Computation { tables: &g.tables, shared: &g.manifest.shared_descriptors, options: &options };
         let prepared = rebuild::prepare(&computation)?;

@@ -86,15 +86,16 @@ fn is_volatile(path: &str) -> bool {
 impl SharedObjects {
     /// Before descriptors are prepared: names in /dev/shm. Each is made anew and takes the place of the old one, for a file
     /// that is there may be in use by another copy of this very computation.
-    pub fn names<'a>(regions: impl Iterator<Item = &'a Region>, options: &Options) -> Result<Self> {
+    /// They get the owner that the old one has, or, where that is gone, the user of the first process in `owners`.
+    pub fn names<'a>(regions: impl Iterator<Item = &'a Region>, owners: &Owners, options: &Options) -> Result<Self> {
         let mut made = BTreeMap::new();
         for (key, o) in wanted(regions) {
             if o.id.deleted || !is_volatile(&o.id.path) {
                 continue;
             }
             let path = options.map(&o.id.path);
-            let file =
-                replace(&path, o.id.size).with_context(|| format!("making shared memory {} again", path.display()))?;
+            let file = replace(&path, o.id.size, owners.0.get(&key).copied())
+                .with_context(|| format!("making shared memory {} again", path.display()))?;
             made.insert(key, file.into());
         }
         Ok(Self { made, segments: BTreeMap::new() })
@@ -145,12 +146,32 @@ fn duplicate(fd: RawFd) -> Result<OwnedFd> {
     Ok(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?)
 }
 
-fn replace(path: &Path, size: u64) -> std::io::Result<File> {
+/// Who is likely to own a shared object: user and group of the first process that maps it, by old device and inode.
+#[derive(Debug, Default)]
+pub struct Owners(BTreeMap<(u64, u64), (u32, u32)>);
+
+impl Owners {
+    /// A process and what it maps; parents come first.
+    pub fn add<'a>(&mut self, user: (u32, u32), regions: impl Iterator<Item = &'a Region>) {
+        for region in regions {
+            if let Backing::Shared(id) = &region.backing {
+                self.0.entry((id.dev, id.ino)).or_insert(user);
+            }
+        }
+    }
+}
+
+fn replace(path: &Path, size: u64, owner: Option<(u32, u32)>) -> std::io::Result<File> {
     let temporary = path.with_file_name(format!(".slackwater-{}-{size}", std::process::id()));
     let _ = fs::remove_file(&temporary);
-    let mode = fs::metadata(path).map_or(0o600, |m| m.mode() & 0o777);
+    let old = fs::metadata(path).ok();
+    let mode = old.as_ref().map_or(0o600, |m| m.mode() & 0o777);
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&temporary)?;
     file.set_len(size)?;
+    if let Some((user, group)) = old.map(|m| (m.uid(), m.gid())).or(owner) {
+        // Without privilege there is but one owner.
+        let _ = std::os::unix::fs::fchown(&file, Some(user), Some(group));
+    }
     fs::rename(&temporary, path).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
     Ok(file)
 }

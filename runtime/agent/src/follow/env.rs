@@ -30,6 +30,25 @@ pub fn remember(plugins: Option<&str>) {
     unsafe { *FOUND.0.get() = Some(found) };
 }
 
+/// May the user whom the calling thread is now read this file, when exec has taken the privileges that others than root
+/// may still hold? access(2) looks so, for the real user.
+fn readable(path: &str) -> bool {
+    // SAFETY: a C string.
+    CString::new(path).is_ok_and(|path| unsafe { sc!(faccessat, libc::AT_FDCWD, path.as_ptr(), libc::R_OK) }.is_ok())
+}
+
+/// Are the real and the effective user the same?
+fn one_user() -> bool {
+    // SAFETY: no arguments.
+    unsafe { sc!(getuid) == sc!(geteuid) }
+}
+
+/// Can the program that the calling thread is about to become load us?
+pub fn library_readable() -> bool {
+    // SAFETY: written once, in the constructor.
+    unsafe { (*FOUND.0.get()).as_ref() }.is_none_or(|found| readable(&found.library))
+}
+
 /// An environment, and what it is made of.
 pub struct Environment {
     pointers: Vec<*const c_char>,
@@ -60,6 +79,10 @@ pub unsafe fn inject(envp: *const *const c_char, token: u64, pid: Option<i32>) -
         token.push_str(&alloc::format!("-{pid}"));
     }
     let signal = alloc::format!("{}", stop::signal());
+    // Who has given up his privileges becomes a program that cannot read the secret's file.
+    let secret = config.secret.to_hex();
+    let readable = one_user() && readable(&alloc::format!("{}/{}", config.folder, names::FILE_SECRET));
+    let secret = if readable { &[][..] } else { &secret };
     let mut set = [
         (names::ENV_ADDR, config.address.as_str()),
         (names::ENV_DIR, config.folder.as_str()),
@@ -78,8 +101,15 @@ pub unsafe fn inject(envp: *const *const c_char, token: u64, pid: Option<i32>) -
     let preload = preload(found, theirs.map_or(&[], |e| &e.to_bytes()[names::ENV_PRELOAD.len() + 1..]));
     set.push((names::ENV_PRELOAD, preload.as_str()));
     // SAFETY: the caller's.
-    let mut pointers: Vec<*const c_char> =
-        unsafe { entries(envp) }.filter(|e| !set.iter().any(|(name, _)| name_is(e, name))).map(CStr::as_ptr).collect();
+    let mut pointers: Vec<*const c_char> = unsafe { entries(envp) }
+        .filter(|e| !set.iter().any(|(name, _)| name_is(e, name)) && !name_is(e, names::ENV_SECRET))
+        .map(CStr::as_ptr)
+        .collect();
+    if let Ok(secret) = core::str::from_utf8(secret)
+        && !secret.is_empty()
+    {
+        set.push((names::ENV_SECRET, secret));
+    }
     let mut ours = Vec::with_capacity(set.len());
     for (name, value) in &set {
         let mut line = String::with_capacity(name.len() + value.len() + 2);

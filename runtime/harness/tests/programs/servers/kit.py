@@ -70,7 +70,9 @@ def end(child, signal=15, statuses=(0, -15, 143)):
         status = child.wait(60)
     except subprocess.TimeoutExpired:
         fail(f"{child.args[0]} does not end")
-    check(status in statuses, f"{child.args[0]} ended with {status}")
+    name = os.path.basename(child.args[0])
+    said = output(name)[-1500:] if os.path.exists(f"{folder}/{name}.out") else ""
+    check(status in statuses, f"{name} ended with {status}: {said}")
 
 
 def play(step):
