@@ -215,6 +215,17 @@ impl Computation {
         self.start(&words)
     }
 
+    /// As [`Computation::restart`] of the newest generation, with options for `slackwater restart`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restart_with(&mut self, options: &[&str]) -> Result<()> {
+        let mut words = self.slackwater("restart")?;
+        words.extend(options.iter().map(|o| (*o).to_owned()));
+        self.restarted = true;
+        self.start(&words)
+    }
+
     /// `slackwater checkpoint`; returns when the generation is committed.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ mod clocks;
 mod counter;
 mod doctor;
 mod named;
+mod places;
 mod plugins;
 mod refused;
 
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
             cases.extend(counter::all());
             cases.extend(doctor::all());
             cases.extend(plugins::all());
+            cases.extend(places::all());
             cases.extend(refused::all());
             cases.extend(named::all());
             cases

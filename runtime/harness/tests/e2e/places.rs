@@ -1,0 +1,210 @@
+//! One image in two places, an image in another place, and places that are clean afterwards.
+use crate::Case;
+use anyhow::{Context as _, Result, bail, ensure};
+use slackwater_harness::{Computation, Mode, Program, patience};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+pub fn all() -> Vec<Case> {
+    let case = |name: &str, run: fn() -> Result<()>| Case::new(&format!("places::{name}"), "normal", run);
+    let mut all = vec![
+        case("replication", replication),
+        case("migration", migration),
+        case("storm", storm),
+        case("nothing-stays", nothing_stays),
+    ];
+    all[0].prepare = Box::new(|| family().map(drop));
+    for case in &mut all {
+        case.places = vec!["host".into()];
+    }
+    all
+}
+
+fn family() -> Result<Vec<String>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
+    let all = Program::all(&folder)?;
+    all.iter().find(|p| p.name == "family").context("no program `family`")?.command()
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    let done = Command::new("cp").arg("-a").arg(from).arg(to).status()?;
+    ensure!(done.success(), "cp -a: {done}");
+    Ok(())
+}
+
+/// Two copies of a family of processes run at the same time, from two folders, each checkpointed and restarted again while
+/// the other runs. Both find themselves to be what they were, pids included.
+fn replication() -> Result<()> {
+    let mut one = Computation::new(Mode::Pipe)?;
+    one.launch(&family()?)?;
+    one.wait_line("beat")?;
+    one.checkpoint(&[])?;
+    one.sigkill_all()?;
+    let mut two = Computation::new(Mode::Pipe)?;
+    copy_folder(&one.dir(), &two.dir())?;
+    one.restart(None)?;
+    two.restart(None)?;
+    for _ in 0..2 {
+        one.wait_new_line("beat").context("the first copy")?;
+        two.wait_new_line("beat").context("the second copy")?;
+        two.cycle()?;
+        one.wait_new_line("beat").context("the first copy, beside a second that was killed")?;
+        one.cycle()?;
+    }
+    one.wait_line("beat")?;
+    two.wait_line("beat")?;
+    // Both have the first one's environment, and so look for the same file.
+    fs::write(one.folder().join("stop"), "")?;
+    for copy in [&mut one, &mut two] {
+        copy.wait_line("PASS")?;
+        let status = copy.wait_exit()?;
+        ensure!(status.success(), "it printed PASS, and ended with {status}");
+    }
+    Ok(())
+}
+
+/// The images go to another folder; the program's own folder, with its working directory and an open file, to another path.
+fn migration() -> Result<()> {
+    let mut before = Computation::new(Mode::Pipe)?;
+    let (old, new) = (before.folder().join("old"), before.folder().join("new/place"));
+    fs::create_dir(&old)?;
+    fs::create_dir(before.folder().join("new"))?;
+    let script = "$| = 1; chdir $ARGV[0] or die; open(F, '>>', 'log') or die; F->autoflush; use IO::Handle; my $n = 0; \
+                  while (1) { $n++; print F \"$n\\n\"; print \"beat $n\\n\"; open(G, '>', 'mark') or die $!; close G; \
+                  system('pwd'); select undef, undef, undef, 0.02 }";
+    let folder = old.to_string_lossy().into_owned();
+    before.launch(&["/usr/bin/perl", "-e", script, &folder].map(str::to_owned))?;
+    before.wait_line("beat 3")?;
+    before.checkpoint(&["--kill"])?;
+    ensure!(!before.wait_exit()?.success(), "`checkpoint --kill` left it running");
+    fs::rename(&old, &new)?;
+    let lines = fs::read_to_string(new.join("log"))?.lines().count();
+    let mut after = Computation::new(Mode::Pipe)?;
+    fs::rename(before.dir(), after.dir())?;
+    let place = new.to_string_lossy().into_owned();
+    after.restart_with(&["--map-path", &format!("{folder}={place}")])?;
+    // Where it is, by what pwd(1) says.
+    after.wait_line(&place)?;
+    after.wait_line(&format!("beat {}", lines + 3))?;
+    let text = fs::read_to_string(new.join("log"))?;
+    let numbers: Vec<usize> = text.lines().filter_map(|l| l.parse().ok()).collect();
+    let expected: Vec<usize> = (1..=numbers.len()).collect();
+    ensure!(numbers == expected && numbers.len() >= lines + 2, "the log holds {text:?}");
+    ensure!(new.join("mark").exists() && !old.exists(), "it works in the old folder");
+    after.cycle().context("of the moved one")?;
+    after.wait_line("beat")?;
+    Ok(())
+}
+
+/// 100 checkpoints while a shell forks and executes; every tenth is killed and restarted. Not one turn is lost or doubled.
+fn storm() -> Result<()> {
+    let mut computation = Computation::new(Mode::Pipe)?;
+    let script =
+        "i=0; while :; do i=$((i+1)); /bin/true; echo $(expr $i '*' 2); (exit 3); [ $? = 3 ] || echo lost; done";
+    computation.launch(&["/bin/sh", "-c", script].map(str::to_owned))?;
+    computation.wait_line("4")?;
+    for n in 1..=100 {
+        computation.checkpoint(&[]).with_context(|| format!("checkpoint {n}"))?;
+        if n % 10 != 0 {
+            continue;
+        }
+        computation.wait_new_line("")?;
+        let lines = computation.output()?.lines();
+        computation.sigkill_all()?;
+        let numbers: Vec<i64> = lines.iter().map(|l| l.parse().unwrap_or(-1)).collect();
+        ensure!(numbers.windows(2).all(|w| w[1] == w[0] + 2), "before restart {n}: {lines:?}");
+        computation.restart(None)?;
+        computation.wait_line("").with_context(|| format!("after restart {n}"))?;
+    }
+    Ok(())
+}
+
+/// Processes that name this folder in their command line or environment.
+fn users_of(folder: &Path) -> Vec<String> {
+    let needle = folder.to_string_lossy().into_owned();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let read = |name: &str| {
+            fs::read(entry.path().join(name)).map(|t| String::from_utf8_lossy(&t).into_owned()).unwrap_or_default()
+        };
+        let command = read("cmdline");
+        if pid != std::process::id() && (command.contains(&needle) || read("environ").contains(&needle)) {
+            found.push(format!("{pid} {}", command.replace('\0', " ")));
+        }
+    }
+    found
+}
+
+/// Nobody of this computation is left, and nothing of a generation that was not finished.
+fn clean(computation: &Computation, when: &str) -> Result<()> {
+    let since = Instant::now();
+    loop {
+        let left = users_of(computation.folder());
+        if left.is_empty() {
+            break;
+        }
+        ensure!(since.elapsed() < patience(), "{when}: still there: {left:?}");
+        std::thread::yield_now();
+    }
+    let names = fs::read_dir(computation.dir())?.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+    let known = |name: &str| {
+        matches!(name, "log" | "lock" | "secret" | "files" | "address")
+            || name.strip_prefix("generation-").is_some_and(|n| n.parse::<u64>().is_ok())
+    };
+    match names.collect::<Vec<_>>().iter().find(|name| !known(name)) {
+        Some(name) => bail!("{when}: `{name}` is left in the folder"),
+        None => Ok(()),
+    }
+}
+
+/// After the program's end, `kill`, a checkpoint that failed, a restart that failed, and a restart that was killed.
+fn nothing_stays() -> Result<()> {
+    let mut computation = Computation::new(Mode::Pipe)?;
+    let script = "sleep 1000 & (sleep 1000 &); while :; do echo beat; sleep 0.05; done";
+    let program = ["/bin/sh", "-c", script].map(str::to_owned);
+    let ended = ["/bin/sh", "-c", "exit 0"].map(str::to_owned);
+    computation.launch(&ended)?;
+    computation.wait_exit()?;
+    clean(&computation, "after its end")?;
+
+    computation.launch(&program)?;
+    computation.wait_line("beat")?;
+    computation.checkpoint(&[])?;
+    let (status, _, error) = computation.run("kill", &[])?;
+    ensure!(status.success(), "kill: {error}");
+    computation.wait_exit()?;
+    clean(&computation, "after `kill`")?;
+
+    computation.restart(None)?;
+    computation.wait_line("beat")?;
+    computation.checkpoint(&[])?;
+    computation.sigkill_all()?;
+    clean(&computation, "after a restart was killed")?;
+
+    let image = |n: u64| computation.dir().join(format!("generation-{n:06}"));
+    let newest = (1..).take_while(|&n| image(n).is_dir()).last().context("no generation")?;
+    let file =
+        fs::read_dir(image(newest))?.flatten().map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "image"));
+    let file = file.context("no image")?;
+    let sound = fs::read(&file)?;
+    fs::write(&file, &sound[..sound.len() / 2])?;
+    let (status, _, error) = computation.run("restart", &[])?;
+    ensure!(!status.success() && error.contains("image"), "half an image: {status} {error}");
+    clean(&computation, "after a restart that failed")?;
+    fs::write(&file, &sound)?;
+
+    let traced = ["strace", "-f", "-o", "/dev/null", "/bin/sh", "-c", "while :; do echo beat; sleep 0.05; done"];
+    fs::remove_dir_all(computation.dir())?;
+    computation.launch(&traced.map(str::to_owned))?;
+    computation.wait_line("beat")?;
+    let (status, _, error) = computation.run("checkpoint", &[])?;
+    ensure!(!status.success() && !error.is_empty(), "a tracer is saved: {status}");
+    computation.wait_new_line("beat")?;
+    let (status, _, error) = computation.run("kill", &[])?;
+    ensure!(status.success(), "kill: {error}");
+    computation.wait_exit()?;
+    clean(&computation, "after a checkpoint that failed")
+}
