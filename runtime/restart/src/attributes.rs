@@ -104,24 +104,66 @@ pub fn become_user(p: &Process) -> Result<()> {
 /// Leaves the one capability that the restorer needs for thread ids and /proc/self/exe: CAP_CHECKPOINT_RESTORE (before Linux
 /// 5.9, CAP_SYS_ADMIN). In a user namespace of our own it permits nothing else; as root's gift it goes at the next exec.
 fn keep_one_capability() -> io::Result<()> {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: i32,
+    let now = capabilities()?;
+    let (_, keep) = needed(&now);
+    set_capabilities([keep[0], keep[0], 0, keep[1], keep[1], 0])
+}
+
+/// Lets what `f` executes have that capability too: the coordinator of an ordinary user may compare descriptors (kcmp(2)) only
+/// of processes that have no more capabilities than itself.
+pub fn lending_capability<R>(f: impl FnOnce() -> R) -> R {
+    const PR_CAP_AMBIENT: i32 = 47;
+    const RAISE: u64 = 2;
+    // SAFETY: no arguments.
+    let ordinary = unsafe { libc::geteuid() } != 0;
+    let before = capabilities().ok().filter(|_| ordinary);
+    if let Some(now) = before {
+        let (number, keep) = needed(&now);
+        let mut with = now;
+        (with[2], with[5]) = (with[2] | keep[0], with[5] | keep[1]);
+        // Without it the coordinator says what it cannot compare.
+        if set_capabilities(with).is_ok() {
+            // SAFETY: plain numbers.
+            _ = unsafe { libc::prctl(PR_CAP_AMBIENT, RAISE, number, 0, 0) };
+        }
     }
-    const VERSION_3: u32 = 0x2008_0522;
-    let mut header = Header { version: VERSION_3, pid: 0 };
-    // effective, permitted, inheritable of 0 to 31; then of 32 to 63.
-    let mut data = [0u32; 6];
-    const SYS_ADMIN: u32 = 1 << 21;
-    const CHECKPOINT_RESTORE: u32 = 1 << (40 - 32);
-    // SAFETY: the kernel's own layout (capget(2)).
-    unsafe {
-        sys::check(libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()))?;
-        let keep = if data[4] & CHECKPOINT_RESTORE != 0 { [0, CHECKPOINT_RESTORE] } else { [data[1] & SYS_ADMIN, 0] };
-        let data = [keep[0], keep[0], 0, keep[1], keep[1], 0];
-        sys::check(libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr())).map(drop)
+    let result = f();
+    if let Some(now) = before {
+        // What is inheritable no more is ambient no more.
+        _ = set_capabilities(now);
     }
+    result
+}
+
+/// The version of capget(2) that Linux has had since 2.6.26.
+const VERSION_3: u32 = 0x2008_0522;
+
+/// Effective, permitted, inheritable capabilities 0 to 31; then 32 to 63.
+type Capabilities = [u32; 6];
+
+/// The one that is needed: its number, and its bits.
+fn needed(now: &Capabilities) -> (u64, [u32; 2]) {
+    const SYS_ADMIN: u32 = 21;
+    const CHECKPOINT_RESTORE: u32 = 40;
+    let bit = 1 << (CHECKPOINT_RESTORE - 32);
+    if now[4] & bit != 0 {
+        (CHECKPOINT_RESTORE.into(), [0, bit])
+    } else {
+        (SYS_ADMIN.into(), [now[1] & 1 << SYS_ADMIN, 0])
+    }
+}
+
+fn capabilities() -> io::Result<Capabilities> {
+    let (mut header, mut data) = ([VERSION_3, 0], [0u32; 6]);
+    // SAFETY: the kernel's own layout (capget(2)): version and pid; three words, twice.
+    unsafe { sys::check(libc::syscall(libc::SYS_capget, header.as_mut_ptr(), data.as_mut_ptr())) }?;
+    Ok(data)
+}
+
+fn set_capabilities(data: Capabilities) -> io::Result<()> {
+    let mut header = [VERSION_3, 0];
+    // SAFETY: as above.
+    unsafe { sys::check(libc::syscall(libc::SYS_capset, header.as_mut_ptr(), data.as_ptr())) }.map(drop)
 }
 
 /// Sets one limit; a hard limit above ours cannot be had without privilege.

@@ -141,7 +141,9 @@ impl Init<'_> {
         let token = coordinator::token()?;
         // Until somebody joins it lives as long as we do.
         let options = slackwater_coordinator::Options { expect: Some((token, 1)), ..self.options.coordinator.clone() };
-        let daemon = slackwater_coordinator::spawn_daemon(&self.options.dir, &options, &self.options.program)?;
+        let daemon = attributes::lending_capability(|| {
+            slackwater_coordinator::spawn_daemon(&self.options.dir, &options, &self.options.program)
+        })?;
         let place = coordinator::Place { address: daemon.addr, secret: daemon.secret };
         let stream = coordinator::announce(&place, token, self.generation)?;
         Ok((place, stream))
