@@ -1,16 +1,18 @@
 //! What a job is put through. Each scenario ends with the program's own verdict and the launcher's exit status.
 use crate::{Job, ending};
 use anyhow::{Context as _, Result, bail, ensure};
-use slackwater_harness::Computation;
+use slackwater_harness::{Computation, Mode};
+use std::fs;
 
 /// The names that [`play`] knows.
-pub const SCENARIOS: [&str; 5] = ["native", "go-on", "restart", "digits", "ending"];
+pub const SCENARIOS: [&str; 6] = ["native", "go-on", "restart", "user", "digits", "ending"];
 
 /// Plays `scenario` with `checkpoints` checkpoints.
 ///
 /// - `native`: without slackwater. What fails here is a mistake in the test.
 /// - `go-on`: checkpoints are taken one after the other; the job goes on.
 /// - `restart`: checkpoint, SIGKILL of everything, restart; again and again, so that most are restarts of restarts.
+/// - `user`: `restart` by a user without any privilege.
 /// - `digits`: the solver, killed and restarted on its way, prints the very digits of an uninterrupted native run.
 ///
 /// - `ending`: see [`ending`].
@@ -22,10 +24,19 @@ pub fn play(job: &Job, scenario: &str, checkpoints: u32) -> Result<()> {
         return ending::play(job);
     }
     let native = scenario == "native";
-    let mut computation = Job::environment(native)?;
+    let mut command = job.command()?;
+    let mut computation = if scenario == "user" { Computation::new(Mode::User)? } else { Job::environment(native)? };
+    if scenario == "user" {
+        // A clone may lie where only its owner can look.
+        let built = job.program.command()?;
+        let (program, copy) = (built.first().context("no program")?, computation.folder().join("job"));
+        fs::copy(program, &copy)?;
+        let place = command.iter().position(|w| w == program).context("the program is not in its command")?;
+        command[place] = copy.to_string_lossy().into_owned();
+    }
     // In the guest the folder lies in memory, where a hundred generations have no room.
     let options: &[&str] = if native { &[] } else { &["--keep", "2"] };
-    computation.launch_with(options, &job.command()?)?;
+    computation.launch_with(options, &command)?;
     computation.wait_line("ready")?;
     computation.wait_line(BEAT)?;
     match scenario {
@@ -36,7 +47,7 @@ pub fn play(job: &Job, scenario: &str, checkpoints: u32) -> Result<()> {
                 computation.wait_new_line(BEAT).with_context(|| format!("after checkpoint {n}"))?;
             }
         }
-        "restart" => cycles(&mut computation, checkpoints)?,
+        "restart" | "user" => cycles(&mut computation, checkpoints)?,
         "digits" => return digits(job, computation, checkpoints),
         _ => bail!("no such scenario: {scenario}"),
     }

@@ -75,6 +75,7 @@ const ROWS: &[Row] = &[
     row("files", &[], "restart", 2, 3, "normal", HOST),
     row("files", &["0", "shared"], "go-on", 2, 5, "normal", HOST),
     row("fortran", &[], "restart", 2, 3, "normal", HOST),
+    row("stress", &[], "user", 2, 3, "normal", Over::Only(&["openmpi-default", "mpich-posix"])),
     row("ending", &["abort"], "ending", 2, 1, "normal", HOST),
     row("ending", &["signal"], "ending", 2, 1, "normal", HOST),
     row("ending", &["status"], "ending", 2, 1, "normal", HOST),
