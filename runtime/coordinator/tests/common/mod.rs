@@ -28,7 +28,8 @@ impl Coordinator {
     pub fn start(dir: &Path, options: Options) -> Self {
         let claim = folder::claim(dir).unwrap();
         let dir = claim.dir.clone();
-        Self { dir, thread: std::thread::spawn(move || server::run(claim, &options)) }
+        let named = std::thread::Builder::new().name("coordinator".into());
+        Self { dir, thread: named.spawn(move || server::run(claim, &options)).unwrap() }
     }
 
     pub fn client(&self, role: Role) -> Client {
