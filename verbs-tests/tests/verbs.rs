@@ -7,7 +7,7 @@
 use libtest_mimic::{Arguments, Failed, Trial};
 use slackwater_harness::in_guest;
 use slackwater_mpi_tests::guest;
-use slackwater_verbs_tests::{Pair, Scenario, answers, hammer, loads, play};
+use slackwater_verbs_tests::{Pair, Scenario, answers, hammer, loads, play, rust, rust_client};
 use std::process::ExitCode;
 
 const fn pair(name: &'static str, command: &'static str) -> Pair {
@@ -90,6 +90,13 @@ fn main() -> ExitCode {
         Trial::test("guest::same-answers", || guest::run("inside::same-answers").map_err(fail))
     };
     trials.push(trial.with_ignored_flag(!(has_xtask || in_guest())));
+    let trial = if in_guest() {
+        Trial::test("inside::rust-client", || rust().map_err(fail))
+    } else {
+        let run = || rust_client().and_then(|_| guest::run("inside::rust-client")).map_err(fail);
+        Trial::test("guest::rust-client", run)
+    };
+    trials.push(trial.with_ignored_flag(level != "full" || !(has_xtask || in_guest())));
     let cycles = if level == "full" { 100 } else { 10 };
     trials.push(Trial::test("host::loads-libibverbs-itself", || loads().map_err(fail)));
     trials.push(Trial::test("host::malloc-hammer", move || hammer(cycles).map_err(fail)));
