@@ -41,8 +41,26 @@ fn say(message: &FromProcess) -> bool {
     conn::with(|c| c.send(message)).is_ok()
 }
 
+/// mpirun that starts its daemons on other hosts: one line for each, and it goes on.
+fn leaves_host(path: &CStr) {
+    let is =
+        |path: &[u8], names: &[&str]| names.iter().any(|n| path.rsplit(|b| *b == b'/').next() == Some(n.as_bytes()));
+    if is(path.to_bytes(), &["ssh", "rsh"])
+        && let Ok(own) = sys::read_link(c"/proc/self/exe")
+        && is(own.as_bytes(), &["orterun", "prterun", "mpiexec.hydra", "hydra_pmi_proxy"])
+    {
+        sys::complain(&format!(
+            "{own} starts daemons on another host: what runs there is outside the computation, and will not be in its \
+             checkpoints; one host is what slackwater checkpoints"
+        ));
+    }
+}
+
 /// May the program at `path` be announced? If it cannot take the agent in, says so.
 fn will_join(path: Option<&CStr>) -> bool {
+    if let Some(path) = path {
+        leaves_host(path);
+    }
     let mut target = path.map_or(Target::Unknown, target::examine);
     if !matches!(target, Target::Outside(_)) && !env::library_readable() {
         target = Target::Outside("runs as a user who cannot read libslackwater.so");
