@@ -441,6 +441,7 @@ impl Keeper {
         MEMBER.store(note.member, Relaxed);
         init::adopt(note)?;
         leave_program_table()?;
+        crate::follow::env::change();
         let generation = note.generation;
         self.generation = generation;
         GENERATION.store(generation, Relaxed);

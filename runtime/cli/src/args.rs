@@ -118,6 +118,9 @@ pub struct Restart {
     /// A file, folder or program that is elsewhere now; may be repeated, the first that fits is taken
     #[arg(long = "map-path", value_name = "OLD=NEW", value_parser = mapped)]
     pub map_path: Vec<(PathBuf, PathBuf)>,
+    /// A variable that is to have another value in the environments of the restarted processes; may be repeated
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
+    pub env: Vec<String>,
     /// Files that were open and have changed since: keep them, restore what the image has of them, or fail
     #[arg(long, default_value = "keep", value_parser = ["keep", "restore", "fail"])]
     pub files: String,
@@ -166,6 +169,13 @@ impl CoordinatorOptions {
             file_store: !self.no_file_store,
             expect: self.expect,
         }
+    }
+}
+
+fn variable(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((name, _)) if !name.is_empty() => Ok(text.into()),
+        _ => Err("must be NAME=VALUE".into()),
     }
 }
 

@@ -15,6 +15,7 @@ pub fn restart(restart: args::Restart) -> Result<()> {
         dir: restart.dir.dir,
         generation: restart.generation,
         map_path: restart.map_path,
+        env: restart.env,
         files,
         coordinator: restart.options.into_options(),
         program: env::current_exe().context("cannot find the slackwater executable")?,

@@ -29,6 +29,8 @@ pub const LIBRARY: &str = "libslackwater.so";
 /// File name of the InfiniBand plugin, which `launch` takes along where there are verbs devices.
 pub const VERBS_PLUGIN: &str = "libslackwater_ib.so";
 
+/// What `restart --env` adds, in the checkpoint folder for as long as the restart lasts: NAME=VALUE, each ended by a NUL.
+pub const FILE_ENVIRONMENT: &str = "environment";
 /// File: the secret, 64 hexadecimal digits, mode 0600.
 pub const FILE_SECRET: &str = "secret";
 /// File: where the coordinator listens, `IP:PORT`; there only while it runs.

@@ -12,7 +12,7 @@ use crate::memory::{Owners, SharedObjects, Stored, huge_segments, private_files}
 use crate::sys::{self, SharedPage};
 use crate::tree::build::{self, NEXT_BARRIER, Place};
 use crate::tree::plan::{Id, Plan};
-use crate::{Generation, Options, Saved, attributes, clocks, coordinator, namespace};
+use crate::{Generation, Options, Saved, attributes, clocks, coordinator, environment, namespace};
 use anyhow::{Context, Result, anyhow};
 use slackwater_image::reader::Reader;
 use slackwater_objects::rebuild::{self, Computation, Prepared, ipc};
@@ -326,6 +326,7 @@ impl Init<'_> {
                             match coordinator::outcome(c) {
                                 Some(Ok(())) => {
                                     segments.release();
+                                    environment::withdraw(self.options);
                                     say(self.channel, b'R', &[]);
                                     client = None;
                                 }
@@ -377,6 +378,7 @@ impl Init<'_> {
                 match coordinator::outcome(c) {
                     Some(Ok(())) => {
                         segments.release();
+                        environment::withdraw(self.options);
                         say(self.channel, b'R', &[]);
                         client = None;
                     }

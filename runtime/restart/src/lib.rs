@@ -18,6 +18,7 @@ mod clocks;
 mod coordinator;
 mod cpu;
 pub mod enter;
+mod environment;
 mod generation;
 mod init;
 mod memory;
@@ -42,6 +43,8 @@ pub struct Options {
     pub generation: Option<u64>,
     /// Paths that are elsewhere now: (old, new), of files, folders and programs.
     pub map_path: Vec<(PathBuf, PathBuf)>,
+    /// NAME=VALUE: variables that are to have other values in the processes' environments.
+    pub env: Vec<String>,
     /// Files that changed since the checkpoint.
     pub files: Files,
     /// How the new coordinator is to work.

@@ -3,7 +3,7 @@
 use crate::init::{self, Init};
 use crate::namespace::{self, Side};
 use crate::tree::plan;
-use crate::{Options, attributes, generation, sys};
+use crate::{Options, attributes, environment, generation, sys};
 use anyhow::{Context, Result, anyhow};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -70,6 +70,7 @@ pub fn restart(options: &Options) -> Result<End> {
     let plan = plan::plan(&processes, &threads, generation.root(), &terminals, namespace::pid_max())?;
     let tty = Terminal::find();
     let (here, there) = sys::channel().context("socketpair")?;
+    environment::leave(options)?;
     let old_mask = sys::mask(libc::SIG_BLOCK, &sys::signals(&PASSED));
     let side = namespace::enter()?;
     let init_pid = match side {
@@ -91,6 +92,7 @@ pub fn restart(options: &Options) -> Result<End> {
         let _ = sys::set_foreground(tty.file.as_raw_fd(), sys::pgrp());
     }
     if end.is_err() {
+        environment::withdraw(options);
         let _ = sys::kill(init_pid, libc::SIGKILL);
         let _ = sys::wait(init_pid, 0);
     }

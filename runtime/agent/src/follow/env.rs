@@ -1,6 +1,6 @@
 //! The environment of a program that is to join: the program's own, and what carries the agent, whatever the program did to
 //! either (`env -i`, `unsetenv`, an LD_PRELOAD of its own).
-use crate::{init, stop};
+use crate::{init, stop, sys};
 use alloc::{ffi::CString, string::String, vec::Vec};
 use core::{
     cell::UnsafeCell,
@@ -155,4 +155,29 @@ unsafe fn entries<'a>(mut envp: *const *const c_char) -> impl Iterator<Item = &'
             Some(entry)
         }
     })
+}
+
+unsafe extern "C" {
+    #[link_name = "environ"]
+    static mut ENVIRON: *const *const c_char;
+}
+
+/// In a restored process, all of whose threads stand: what `restart --env` adds takes the place of what had its name. The
+/// old array and its strings stay where they are, for a thread may be reading them, and the program's malloc is not ours.
+pub fn change() {
+    let Some(config) = init::config() else { return };
+    let path = alloc::format!("{}/{}", config.folder, names::FILE_ENVIRONMENT);
+    let Some(text) = CString::new(path).ok().and_then(|path| sys::read_file(&path).ok()) else { return };
+    let new: Vec<CString> =
+        text.split(|&b| b == 0).filter_map(|v| CString::new(v).ok()).filter(|v| !v.is_empty()).collect();
+    let name =
+        |entry: &CStr| entry.to_bytes().iter().position(|&b| b == b'=').map(|end| entry.to_bytes()[..end].to_vec());
+    let names: Vec<_> = new.iter().map(|v| name(v)).collect();
+    // SAFETY: nobody changes the environment now; it is NULL, or a NULL-terminated array of C strings.
+    unsafe {
+        let old = entries(ENVIRON).filter(|e| !names.contains(&name(e))).map(CStr::as_ptr);
+        let all: Vec<_> = old.chain(new.iter().map(|v| v.as_ptr())).chain([core::ptr::null()]).collect();
+        core::mem::forget(new);
+        ENVIRON = all.leak().as_ptr();
+    }
 }

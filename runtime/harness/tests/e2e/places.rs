@@ -12,6 +12,7 @@ pub fn all() -> Vec<Case> {
     let mut all = vec![
         case("replication", replication),
         case("migration", migration),
+        case("environment", environment),
         case("storm", storm),
         case("nothing-stays", nothing_stays),
     ];
@@ -95,6 +96,37 @@ fn migration() -> Result<()> {
     ensure!(new.join("mark").exists() && !old.exists(), "it works in the old folder");
     after.cycle().context("of the moved one")?;
     after.wait_line("beat")?;
+    Ok(())
+}
+
+/// `restart --env`: getenv(3) tells the new value, and so do children; other variables stay, and the next restart keeps all.
+fn environment() -> Result<()> {
+    let mut computation = Computation::new(Mode::Pipe)?;
+    let script = "import ctypes, time\n\
+                  c = ctypes.CDLL(None); c.getenv.restype = ctypes.c_char_p\n\
+                  while True:\n    \
+                    print('beat', c.getenv(b'SW_ONE'), c.getenv(b'SW_TWO'), c.getenv(b'SW_STAYS'), flush=True)\n    \
+                    c.system(b'echo child $SW_ONE $SW_TWO $SW_STAYS'); time.sleep(0.02)\n";
+    computation.env("SW_ONE", "old");
+    computation.env("SW_STAYS", "same");
+    computation.launch(&["/usr/bin/python3", "-c", script].map(str::to_owned))?;
+    computation.wait_line("beat b'old' None b'same'")?;
+    computation.checkpoint(&[])?;
+    computation.sigkill_all()?;
+    computation.restart_with(&["--env", "SW_ONE=new", "--env", "SW_TWO=two words"])?;
+    for _ in 0..2 {
+        computation.wait_line("beat b'new' b'two words' b'same'")?;
+        computation.wait_line("child new two words same")?;
+        // It goes when all run, of which this one is the first to know.
+        let since = Instant::now();
+        while computation.dir().join("environment").exists() {
+            ensure!(since.elapsed() < patience(), "a file is left in the folder");
+            std::thread::yield_now();
+        }
+        computation.cycle()?;
+    }
+    let (status, _, error) = computation.run("restart", &["--env", "nothing"])?;
+    ensure!(!status.success() && error.contains("NAME=VALUE"), "`--env nothing`: {status} {error}");
     Ok(())
 }
 
