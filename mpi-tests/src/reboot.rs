@@ -41,14 +41,14 @@ pub fn play(job: &Job) -> Result<()> {
         computation.wait_line("ready")?;
     } else {
         ensure!(moved, "this machine has the GID of the one before");
-        computation.restart(None)?;
+        computation.restart_with(&["--keep", "2"])?;
     }
     computation.wait_line("beat")?;
     if act == acts {
         return computation.finish();
     }
     kill(&mut computation)?;
-    computation.restart(None)?;
+    computation.restart_with(&["--keep", "2"])?;
     computation.wait_line("beat")?;
     kill(&mut computation)
 }

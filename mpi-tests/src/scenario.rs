@@ -62,7 +62,7 @@ fn cycles(computation: &mut Computation, checkpoints: u32) -> Result<()> {
         computation.checkpoint(&[]).with_context(|| format!("checkpoint {n}"))?;
         computation.wait_new_line(BEAT).with_context(|| format!("after checkpoint {n}"))?;
         computation.sigkill_all()?;
-        computation.restart(None)?;
+        computation.restart_with(&["--keep", "2"])?;
         computation.wait_line(BEAT).with_context(|| format!("after restart {n}"))?;
     }
     Ok(())
