@@ -84,7 +84,6 @@ const ROWS: &[Row] = &[
     row("spawn", &[], "restart", 2, 3, "full", Over::Only(&["openmpi-default"])),
     row("features", &[], "restart", 4, 10, "full", Over::Main),
     row("stress", &[], "restart", 4, 25, "full", Over::Main),
-    row("stress", &[], "go-on", 2, 100, "full", Over::Main),
     row("stress", &[], "go-on", 4, 100, "full", Over::Main),
     row("solver", &["0", "64"], "restart", 8, 5, "full", Over::Main),
 ];
