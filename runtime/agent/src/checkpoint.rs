@@ -5,6 +5,7 @@
 use crate::{
     apart,
     arch::{self, Context},
+    children,
     conn::{self, Connection},
     descriptors::Survey,
     follow::gate,
@@ -375,6 +376,12 @@ impl Keeper {
         survey: &mut Survey,
     ) -> Result<Option<String>, String> {
         plugins::dispatch(Event::Save, 0, self.member, generation)?;
+        let children = children::look(&threads.tids);
+        if let Err(reason) = children.followed() {
+            // It may be about to join.
+            survey.passing = true;
+            return Err(reason);
+        }
         let protected = protected();
         let Wish { folder, sync, codec, elsewhere } = wish;
         let mut sections = stop::as_program(|| survey.fill(&protected, &elsewhere))??;
@@ -396,7 +403,7 @@ impl Keeper {
             described.push(meta::Thread { tid: pid, ..meta::Thread::default() });
         }
         described.sort_by_key(|t| (t.tid != pid, t.tid));
-        let process = process::capture(&threads.tids, vdso, vvar, NOTE.0.get() as u64, &protected, &timers)?;
+        let process = process::capture(children.zombies, vdso, vvar, NOTE.0.get() as u64, &protected, &timers)?;
         let mut facts = ManuallyDrop::new(Facts {
             process,
             threads: described,

@@ -19,6 +19,7 @@ mod arch;
 mod arena;
 mod asleep;
 mod checkpoint;
+mod children;
 mod conn;
 mod descriptors;
 mod follow;

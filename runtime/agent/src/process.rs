@@ -8,15 +8,12 @@ use crate::{
     timers::{self, Timers},
 };
 use alloc::{
-    ffi::CString,
     format,
     string::{String, ToString},
     vec::Vec,
 };
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use slackwater_image::meta::{MmMap, Process, Range, SigAction, Zombie};
-
-const SIGINFO: usize = 128;
 
 fn prctl_get(option: i32) -> i32 {
     // SAFETY: options used here take no pointer.
@@ -59,56 +56,6 @@ fn stat_fields() -> Result<Vec<i64>, String> {
     Ok(text[close + 2..].split(|&c| c == b' ' || c == b'\n').map(signed).collect())
 }
 
-/// /proc/PID/stat of a child; of one that is on its way out (it may have left the computation already) once it is a zombie:
-/// else it would be neither a process nor a zombie of the image, and its parent would wait for nobody.
-fn settled(path: &core::ffi::CStr) -> Option<Vec<u8>> {
-    const PF_EXITING: u64 = 4;
-    /// An exit that hangs (in a driver's close) must not hold the world: the child is left out then.
-    const PATIENCE_NS: u64 = 1_000_000_000;
-    let end = sys::now_ns() + PATIENCE_NS;
-    loop {
-        let stat = sys::read_file(path).ok()?;
-        let close = stat.iter().rposition(|&c| c == b')')?;
-        let fields: Vec<&[u8]> = stat[close + 2..].split(|&c| c == b' ').collect();
-        // Fields 3 state, 9 flags.
-        if matches!(fields.first()?, [b'Z' | b'X']) || dec(fields.get(6)?) & PF_EXITING == 0 || sys::now_ns() > end {
-            return Some(stat);
-        }
-        // SAFETY: no arguments.
-        _ = unsafe { sc!(sched_yield) };
-    }
-}
-
-fn zombies(tids: &[i32]) -> Vec<Zombie> {
-    let mut info = [0u8; SIGINFO];
-    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-    let mut out: Vec<Zombie> = Vec::new();
-    // SAFETY: info is a siginfo.
-    if unsafe { sc!(waitid, libc::P_ALL, 0, info.as_mut_ptr(), flags, 0) }.is_err() {
-        // No children at all.
-        return out;
-    }
-    for tid in tids {
-        let Ok(path) = CString::new(format!("/proc/self/task/{tid}/children")) else { continue };
-        let Ok(text) = sys::read_file(&path) else { continue };
-        for pid in text.split(|&c| c == b' ').filter(|p| !p.is_empty()) {
-            let pid = dec(pid) as i32;
-            let Ok(path) = CString::new(format!("/proc/{pid}/stat")) else { continue };
-            let Some(stat) = settled(&path) else { continue };
-            let Some(close) = stat.iter().rposition(|&c| c == b')') else { continue };
-            let f: Vec<&[u8]> = stat[close + 2..].trim_ascii_end().split(|&c| c == b' ').collect();
-            // Fields 3 state, 5 pgrp, 6 session, 38 exit_signal, 52 exit_code.
-            if f.len() > 49 && f[0] == b"Z" && dec(f[35]) != 0 {
-                let field = |n: usize| signed(f[n - 3]) as i32;
-                out.push(Zombie { pid, pgid: field(5), sid: field(6), status: field(52) });
-            }
-        }
-    }
-    out.sort_by_key(|z| z.pid);
-    out.dedup_by_key(|z| z.pid);
-    out
-}
-
 fn id_line(status: &[u8], key: &str) -> [u32; 3] {
     let mut out = [0; 3];
     if let Some(v) = value(status, key) {
@@ -136,7 +83,7 @@ fn utsname() -> (String, String) {
 /// # Errors
 /// /proc is not there.
 pub fn capture(
-    tids: &[i32],
+    zombies: Vec<Zombie>,
     vdso: Range,
     vvar: Range,
     restart_info: u64,
@@ -220,7 +167,7 @@ pub fn capture(
         pending: crate::pending::of(crate::pending::PROCESS),
         itimers: timers.intervals,
         timers: timers.posix.clone(),
-        zombies: zombies(tids),
+        zombies,
         restart_info,
         protected_fds: protected.to_vec(),
         cpu_features: arch::cpu_features(),
