@@ -321,9 +321,13 @@ impl Keeper {
                 Ok(ToProcess::Round { kind: kind @ RoundKind::Quiesce, round, members }) => {
                     plugins::set_members(members.into());
                     let again = event(Event::Quiesce, round)
-                        .and_then(|again| Ok(again | !stop::as_program(|| survey.quiet())?));
-                    if let Err(e) = round_done(kind, round, generation, again) {
-                        break Err(e);
+                        .and_then(|again| Ok(again | !stop::as_program(|| survey.quiet())??));
+                    let r = match again {
+                        Err(reason) if survey.passing => send(&FromProcess::Unready { generation, reason }),
+                        again => round_done(kind, round, generation, again),
+                    };
+                    if r.is_err() {
+                        break r;
                     }
                 }
                 Ok(ToProcess::Snapshot { folder, sync, codec, elsewhere, .. }) => {

@@ -1,6 +1,7 @@
 //! The program's descriptors, and what else it may share, during a checkpoint: surveyed when this process stands, filled in when all do.
-use crate::shared::Shared;
+use crate::{shared::Shared, sys};
 use alloc::{
+    format,
     string::{String, ToString},
     vec::Vec,
 };
@@ -13,9 +14,15 @@ use slackwater_protocol::message::{DescriptorKey, SharedRange};
 pub struct Survey {
     table: Option<Table>,
     shared: Shared,
-    /// What made [`Survey::fill`] fail passes when the program runs on.
+    /// What made [`Survey::fill`] or [`Survey::quiet`] fail passes when the program runs on.
     pub passing: bool,
+    /// How often [`Survey::quiet`] has said no.
+    rounds: u32,
 }
+
+/// Rounds of the quiesce, each an exchange among all processes, in which bytes may arrive. On loopback a few are enough; only
+/// what was lost comes 200 ms later. To ask again after the program has run costs it little, and to stand for nothing much.
+const MOST_ROUNDS: u32 = 2000;
 
 impl Survey {
     /// What there is, but for the descriptors in `exclude`; the answer lets the coordinator find out what processes share.
@@ -32,8 +39,24 @@ impl Survey {
     }
 
     /// All bytes that this process sent have arrived. All processes stand.
-    pub fn quiet(&mut self) -> bool {
-        self.table.as_mut().is_none_or(slackwater_objects::quiet)
+    ///
+    /// # Errors
+    /// They cannot arrive: the receiver's buffer is as large as the system permits, full, and the receiver stands. That
+    /// passes when the program runs on.
+    pub fn quiet(&mut self) -> Result<bool, String> {
+        let Some(table) = &mut self.table else { return Ok(true) };
+        if slackwater_objects::quiet(table) {
+            return Ok(true);
+        }
+        self.rounds += 1;
+        self.passing = self.rounds > MOST_ROUNDS;
+        if self.passing {
+            return Err(format!(
+                "process {}: what its TCP connections have under way does not arrive: more is unread than net.ipv4.tcp_rmem permits to be",
+                sys::getpid()
+            ));
+        }
+        Ok(false)
     }
 
     /// The checkpoint is off: takes back what [`Survey::quiet`] changed.

@@ -1,8 +1,12 @@
 //! The command line.
 use clap::{Parser, Subcommand};
-use slackwater_coordinator::{Codec, Options};
+use slackwater_coordinator::{Codec, Options, folder};
 use slackwater_protocol::names;
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// Checkpoint and restart of distributed programs that talk RDMA: unmodified, unprivileged.
 #[derive(Parser)]
@@ -138,15 +142,15 @@ pub struct CoordinatorOptions {
     /// Write images while the program is stopped, instead of from a copy-on-write child
     #[arg(long)]
     sync: bool,
-    /// How images are compressed
-    #[arg(long, default_value = "lz4", value_parser = ["raw", "lz4", "zstd"])]
-    codec: String,
+    /// How images are compressed [default: lz4]
+    #[arg(long, value_parser = ["raw", "lz4", "zstd"])]
+    codec: Option<String>,
     /// Preload a plugin (a shared library) into each process, with options of its own; may be repeated
     #[arg(long = "plugin", value_name = "PATH[,KEY=VALUE]...")]
     pub plugins: Vec<PathBuf>,
-    /// How long stopping all processes may take before the checkpoint counts as failed
-    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "300", hide_short_help = true)]
-    patience: Duration,
+    /// How long stopping all processes may take before the checkpoint counts as failed [default: 300]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, hide_short_help = true)]
+    patience: Option<Duration>,
     /// Do not copy executables and libraries into the checkpoint folder: they must then stay unchanged for a restart
     #[arg(long)]
     no_file_store: bool,
@@ -155,7 +159,31 @@ pub struct CoordinatorOptions {
     expect: Option<(u64, i32)>,
 }
 
+/// What a coordinator was told before.
+#[derive(Parser)]
+#[command(no_binary_name = true)]
+struct Noted {
+    #[command(flatten)]
+    options: CoordinatorOptions,
+}
+
 impl CoordinatorOptions {
+    /// A restart works as the coordinator before it did, where it is told nothing else. Words that this version does not know
+    /// count for nothing, all of them.
+    pub fn or_noted(self, dir: &Path) -> Self {
+        let Ok(Noted { options: noted }) = Noted::try_parse_from(folder::noted_options(dir)) else { return self };
+        Self {
+            interval: self.interval.or(noted.interval),
+            keep: self.keep.or(noted.keep),
+            sync: self.sync || noted.sync,
+            codec: self.codec.or(noted.codec),
+            plugins: if self.plugins.is_empty() { noted.plugins } else { self.plugins },
+            patience: self.patience.or(noted.patience),
+            no_file_store: self.no_file_store || noted.no_file_store,
+            expect: self.expect,
+        }
+    }
+
     /// For the coordinator.
     pub fn into_options(self) -> Options {
         Options {
@@ -163,9 +191,9 @@ impl CoordinatorOptions {
             // Unattended, and without a bound, checkpoints fill any disk.
             keep: self.keep.or(self.interval.map(|_| 3)),
             sync: self.sync,
-            codec: Codec::from_name(&self.codec).unwrap_or_default(),
+            codec: self.codec.as_deref().and_then(Codec::from_name).unwrap_or_default(),
             plugins: self.plugins,
-            patience: self.patience,
+            patience: self.patience.unwrap_or(Options::default().patience),
             file_store: !self.no_file_store,
             expect: self.expect,
         }

@@ -11,13 +11,14 @@ pub fn restart(restart: args::Restart) -> Result<()> {
         "fail" => Files::Fail,
         _ => Files::Keep,
     };
+    let coordinator = restart.options.or_noted(&restart.dir.dir).into_options();
     let options = slackwater_restart::Options {
         dir: restart.dir.dir,
         generation: restart.generation,
         map_path: restart.map_path,
         env: restart.env,
         files,
-        coordinator: restart.options.into_options(),
+        coordinator,
         program: env::current_exe().context("cannot find the slackwater executable")?,
     };
     slackwater_restart::restart(&options)?.leave()

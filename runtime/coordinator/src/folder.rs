@@ -3,6 +3,7 @@
 //!
 //! Rules: files are 0600, folders that we make 0700; whoever holds the lock owns the folder's content; the address is
 //! replaced by rename, so that a reader sees one address or none.
+use crate::options::Options;
 use rustix::{
     fd::{AsFd, OwnedFd},
     fs::{FlockOperation, Mode, OFlags},
@@ -15,10 +16,14 @@ use slackwater_protocol::{
     names,
 };
 use std::{
+    ffi::OsString,
     fs,
     io::{self, Write},
     net::{Ipv4Addr, SocketAddr},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::{
+        ffi::OsStringExt,
+        fs::{DirBuilderExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -130,6 +135,22 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     rustix::fs::fchmod(file.as_fd(), Mode::from_raw_mode(0o600))?;
     file.write_all(content)?;
     fs::rename(&temporary, path)
+}
+
+/// Notes how the coordinator of `dir` works, for the restart that comes after it.
+pub(crate) fn note_options(dir: &Path, options: &Options) -> io::Result<()> {
+    let options = Options { expect: None, ..options.clone() };
+    let content: Vec<u8> =
+        options.arguments().into_iter().flat_map(|word| [word.into_vec(), vec![0]].concat()).collect();
+    replace(&dir.join(names::FILE_OPTIONS), &content)
+}
+
+/// What [`note_options`] noted: arguments of `slackwater coordinator`; nothing where nothing was.
+#[must_use]
+pub fn noted_options(dir: &Path) -> Vec<OsString> {
+    let content = fs::read(dir.join(names::FILE_OPTIONS)).unwrap_or_default();
+    let words = content.split_inclusive(|&byte| byte == 0).filter_map(|word| word.strip_suffix(&[0]));
+    words.map(|word| OsString::from_vec(word.to_vec())).collect()
 }
 
 fn make_secret(dir: &Path) -> Result<Secret, FolderError> {

@@ -5,7 +5,7 @@
 use crate::{
     connection::{self, Event, Out},
     files::Filler,
-    folder::Claim,
+    folder::{self, Claim},
     generation, lend,
     machine::{Conn, Effect, Input, Machine, Settings, Token},
     options::Options,
@@ -46,6 +46,9 @@ pub fn run(claim: Claim, options: &Options) -> io::Result<()> {
     let filler = options.file_store.then(|| Filler::start(&claim.dir)).transpose();
     let filler = filler.inspect_err(|error| log(&format!("no thread for the file store: {error}"))).ok().flatten();
     let fill = filler.as_ref().map(Filler::sender);
+    if let Err(error) = folder::note_options(&claim.dir, options) {
+        log(&format!("how this coordinator works cannot be noted for a restart: {error}"));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let result = runtime.block_on(async {
         let listener = TcpListener::from(claim.listener);

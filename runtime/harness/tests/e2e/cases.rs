@@ -450,10 +450,26 @@ fn interval() -> Result<()> {
             computation.sigkill_all()?;
             computation.restart(None)?;
             computation.wait_line("beat")?;
-            return computation.finish();
+            return goes_on_by_itself(computation);
         }
     }
     bail!("no third generation in 40 beats of 50 ms, at an interval of 0.2 s")
+}
+
+/// A restart takes checkpoints as often as the launch did, and keeps as many.
+fn goes_on_by_itself(mut computation: Computation) -> Result<()> {
+    let newest = computation.status()?.generation.unwrap_or(0);
+    for _ in 0..60 {
+        computation.wait_new_line("beat")?;
+        if computation.status()?.generation.is_some_and(|g| g >= newest + 3) {
+            computation.finish()?;
+            let kept = fs::read_dir(computation.dir())?.flatten();
+            let kept = kept.filter(|entry| entry.file_name().to_string_lossy().starts_with("generation-")).count();
+            ensure!(kept == 3, "{kept} generations are kept");
+            return Ok(());
+        }
+    }
+    bail!("no third generation in 60 beats of 50 ms after the restart")
 }
 
 /// The disk is full: that checkpoint fails, the program runs on, and the generation before restarts.

@@ -183,7 +183,7 @@ fn clean(computation: &Computation, when: &str) -> Result<()> {
     }
     let names = fs::read_dir(computation.dir())?.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
     let known = |name: &str| {
-        matches!(name, "log" | "lock" | "secret" | "files" | "address")
+        matches!(name, "log" | "lock" | "options" | "secret" | "files" | "address")
             || name.strip_prefix("generation-").is_some_and(|n| n.parse::<u64>().is_ok())
     };
     match names.collect::<Vec<_>>().iter().find(|name| !known(name)) {

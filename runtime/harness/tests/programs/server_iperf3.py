@@ -2,6 +2,7 @@
 # //# Needs: program:iperf3
 # //# Checkpoints: 3
 # //# Where: host
+# //# Level: full
 import os, sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)) + "/servers")
