@@ -12,7 +12,8 @@ const http = require("http"), net = require("net");
 const [,, web, raw] = process.argv;
 http.createServer((q, a) => { let n = 0; q.on("data", d => n += d.length); q.on("end", () => a.end(q.url + " " + n)); })
   .listen(+web, "127.0.0.1");
-net.createServer(s => s.pipe(s)).listen(+raw, "127.0.0.1");
+// A client that is killed at the end resets its connection.
+net.createServer(s => { s.on("error", () => s.destroy()); s.pipe(s); }).listen(+raw, "127.0.0.1");
 '''
 CLIENT = '''
 const http = require("http"), net = require("net");
