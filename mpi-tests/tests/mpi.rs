@@ -99,7 +99,8 @@ const REBOOTS: &[(u32, u32, &str)] = &[(2, 3, "normal"), (4, 9, "full")];
 const PACKAGED: &[(&str, u32, u32, &str, Over)] = &[
     ("hpcc", 2, 2, "normal", Over::Only(&["openmpi-tcp"])),
     ("lammps", 2, 3, "normal", Over::Only(&["openmpi-vader", "openmpi-verbs"])),
-    ("scalapack", 2, 3, "normal", Over::Only(&["openmpi-default"])),
+    // It hangs by itself after an error message of its own, natively in 2 of 8 runs.
+    ("scalapack", 2, 3, "full", Over::Only(&["openmpi-default"])),
     ("hpcc", 2, 2, "full", Over::Only(&["openmpi-vader", "openmpi-ucx-posix", "openmpi-verbs"])),
     ("lammps", 4, 5, "full", Over::Only(&["openmpi-tcp", "openmpi-ucx-sysv"])),
     ("scalapack", 4, 5, "full", Over::Only(&["openmpi-ucx-tcp"])),
