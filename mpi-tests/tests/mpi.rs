@@ -47,8 +47,8 @@ impl Over {
 
 /// The transports that normal runs play everything over.
 const MAIN: [&str; 4] = ["openmpi-tcp", "openmpi-verbs", "mpich-posix", "mpich-verbs"];
-/// One of each MPI.
-const HOST: Over = Over::Only(&["openmpi-vader", "mpich-tcp"]);
+/// The quick one. MPICH over TCP plays these in full runs: now and then one of its ranks does not come out of MPI_Finalize.
+const HOST: Over = Over::Only(&["openmpi-vader"]);
 
 const fn row(
     program: &'static str,
@@ -75,6 +75,9 @@ const ROWS: &[Row] = &[
     row("files", &[], "restart", 2, 3, "normal", HOST),
     row("files", &["0", "shared"], "go-on", 2, 5, "normal", HOST),
     row("fortran", &[], "restart", 2, 3, "normal", HOST),
+    row("files", &[], "restart", 2, 3, "full", Over::Only(&["mpich-tcp"])),
+    row("files", &["0", "shared"], "go-on", 2, 5, "full", Over::Only(&["mpich-tcp"])),
+    row("fortran", &[], "restart", 2, 3, "full", Over::Only(&["mpich-tcp"])),
     row("stress", &[], "user", 2, 3, "normal", Over::Only(&["openmpi-default", "mpich-posix"])),
     row("ending", &["abort"], "ending", 2, 1, "normal", Over::Only(&["openmpi-vader"])),
     row("ending", &["abort"], "ending", 2, 1, "full", Over::Only(&["mpich-tcp"])),
