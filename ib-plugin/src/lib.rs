@@ -17,7 +17,7 @@ extern crate std;
 
 macro_rules! modules {
     ($($name:ident)*) => { $(
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code)] // see each module's Safety paragraph
         #[allow(
             unsafe_op_in_unsafe_fn,
             reason = "nearly every line of these functions touches objects that the program holds; the module's Safety \
@@ -30,19 +30,19 @@ modules! {
     ah arena channel cm context cq device events exchange exports fds ident keys loaded mr pd peers post qp quiesce refuse registry
     restart ring srq sync wire wr
 }
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // as above
 #[allow(unsafe_op_in_unsafe_fn, reason = "as above")]
 pub mod driver;
 
 pub use events::event;
 pub use exports::{EXPORTS, Export, How};
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // an allocator is an unsafe trait
 #[global_allocator]
 static ALLOCATOR: arena::Arena = arena::Arena;
 
 /// One line to standard error, without stdio.
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // write(2)
 fn say(line: &str) {
     let line = alloc::format!("{line}\n");
     // SAFETY: the bytes live through the call.
@@ -50,14 +50,14 @@ fn say(line: &str) {
 }
 
 /// Ends a wrapper whose guard was forgotten because it spans several calls of the program.
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // a token made of nothing
 fn leave_wrapper() {
     // SAFETY: `Wrapper` is a zero-sized token; the caller has forgotten one.
     drop(unsafe { core::mem::transmute::<(), slackwater_plugin::Wrapper>(()) });
 }
 
 /// A C string's bytes.
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // one view of the same bytes
 fn bytes_of(chars: &[core::ffi::c_char]) -> &[u8] {
     // SAFETY: c_char and u8 have the same layout.
     unsafe { core::slice::from_raw_parts(chars.as_ptr().cast(), chars.len()) }

@@ -1,5 +1,5 @@
 //! What belongs to a process and survives the change of its memory: folder, masks, limits, credentials, prctl settings.
-#![allow(unsafe_code)]
+#![allow(unsafe_code)] // prctl(2), prlimit(2), capset(2) and their like
 use crate::{Options, sys};
 use anyhow::{Context, Result, bail};
 use slackwater_image::meta::Process;

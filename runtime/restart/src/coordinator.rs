@@ -22,7 +22,7 @@ pub struct Place {
 }
 
 /// A random number, not 0.
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // getrandom(2)
 pub fn token() -> Result<u64> {
     let mut bytes = [0u8; 8];
     // SAFETY: eight bytes of ours.

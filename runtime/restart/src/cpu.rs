@@ -79,7 +79,7 @@ fn lacking(wanted: &[u64], have: &[u64]) -> Vec<&'static str> {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // xgetbv
 fn present() -> Vec<u64> {
     use core::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
     let (one, seven) = (__cpuid(1), __cpuid_count(7, 0));

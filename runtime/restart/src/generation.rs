@@ -123,7 +123,7 @@ fn fits(reader: &Reader, process: &Process) -> Result<()> {
     Ok(())
 }
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // sysconf(3)
 fn page_size() -> u32 {
     // SAFETY: no memory involved.
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) as u32 }

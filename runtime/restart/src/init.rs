@@ -322,17 +322,8 @@ impl Init<'_> {
                         };
                         root_alive &= tag != b'X';
                         // It ended, or was killed because the restart failed: the coordinator knows which.
-                        while let (b'X', Some(c)) = (tag, &mut client) {
-                            match coordinator::outcome(c) {
-                                Some(Ok(())) => {
-                                    segments.release();
-                                    environment::withdraw(self.options);
-                                    say(self.channel, b'R', &[]);
-                                    client = None;
-                                }
-                                Some(Err(e)) => return Err(e),
-                                None => {}
-                            }
+                        while tag == b'X' && client.is_some() {
+                            self.hear(&mut client, segments)?;
                         }
                         say(self.channel, tag, &w.status.to_le_bytes());
                     }
@@ -372,20 +363,24 @@ impl Init<'_> {
                     Err(_) => {}
                 }
             }
-            if ready[2]
-                && let Some(c) = &mut client
-            {
-                match coordinator::outcome(c) {
-                    Some(Ok(())) => {
-                        segments.release();
-                        environment::withdraw(self.options);
-                        say(self.channel, b'R', &[]);
-                        client = None;
-                    }
-                    Some(Err(e)) => return Err(e),
-                    None => {}
-                }
+            if ready[2] {
+                self.hear(&mut client, segments)?;
             }
+        }
+    }
+
+    /// What the coordinator says of the restart; when all run, it has no more to say.
+    fn hear(&self, client: &mut Option<Client>, segments: &mut ipc::Made) -> Result<()> {
+        match client.as_mut().and_then(coordinator::outcome) {
+            Some(Ok(())) => {
+                segments.release();
+                environment::withdraw(self.options);
+                say(self.channel, b'R', &[]);
+                *client = None;
+                Ok(())
+            }
+            Some(Err(e)) => Err(e),
+            None => Ok(()),
         }
     }
 }
@@ -397,21 +392,21 @@ fn alone() -> bool {
     pids.count() <= 2
 }
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // a number becomes its owner
 fn adopt(fd: RawFd) -> OwnedFd {
     // SAFETY: `install` closed all but the program's descriptors and those that we kept, and this is one of those; nothing
     // that runs afterwards drops the value which owned it before.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // ioctl(2)
 fn take(tty: RawFd) -> std::io::Result<()> {
     // SAFETY: no memory involved.
     sys::check(unsafe { libc::ioctl(tty, libc::TIOCSCTTY, 0) }).map(drop)
 }
 
 /// Init holds none of the command's standard descriptors: a reader of a pipe must see its end when the program is gone.
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // dup2(2)
 fn close_standard() {
     if let Ok(null) = std::fs::File::options().read(true).write(true).open("/dev/null") {
         for fd in 0..3 {

@@ -140,7 +140,7 @@ impl SharedObjects {
     }
 }
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // a number is borrowed
 fn duplicate(fd: RawFd) -> Result<OwnedFd> {
     // SAFETY: the descriptor is open as long as `Prepared` lives, and is borrowed for one call.
     Ok(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?)
@@ -177,7 +177,7 @@ fn replace(path: &Path, size: u64, owner: Option<(u32, u32)>) -> std::io::Result
 }
 
 /// Memory without a name: shared anonymous memory, memfds that no descriptor holds, System V segments.
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // memfd_create(2), mmap(2)
 fn memory(o: &Wanted<'_>) -> std::io::Result<OwnedFd> {
     let name = std::ffi::CString::new(o.id.path.rsplit(['/', ':']).next().unwrap_or("shared")).unwrap_or_default();
     let flags = libc::MFD_CLOEXEC | if o.huge { libc::MFD_HUGETLB } else { 0 };

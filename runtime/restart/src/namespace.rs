@@ -3,7 +3,7 @@
 //! In a pid namespace of its own each process and thread can take its old number, whatever runs on this machine, and two
 //! copies of one image do not meet; System V IPC objects take theirs in an IPC namespace. Its /proc must be its own, so the mounts are as well; later mounts of the outside still
 //! come in (slave propagation). In the user namespace our own user and group keep their numbers, and no others exist.
-#![allow(unsafe_code)]
+#![allow(unsafe_code)] // mount(2)
 use crate::sys;
 use anyhow::{Context, Result, anyhow};
 use std::ffi::{CStr, CString};

@@ -23,7 +23,7 @@ impl End {
         match self {
             Self::Exited(status) => sys::exit(status),
             Self::Killed(signal) => {
-                no_core();
+                sys::no_core();
                 sys::default_action(signal);
                 sys::mask(libc::SIG_UNBLOCK, &sys::signals(&[signal]));
                 let _ = sys::kill(sys::pid(), signal);
@@ -31,13 +31,6 @@ impl End {
             }
         }
     }
-}
-
-#[allow(unsafe_code)]
-fn no_core() {
-    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the struct is ours.
-    unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
 }
 
 /// Signals that go through to the program.

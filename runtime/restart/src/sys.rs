@@ -3,7 +3,7 @@
 //!
 //! # Safety
 //! [`fork_as`] leaves the child with the calling thread alone: it must be called while the process has one thread.
-#![allow(unsafe_code)]
+#![allow(unsafe_code)] // system calls that no safe wrapper covers
 use std::io::{self, Error};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
@@ -43,6 +43,13 @@ pub fn fork_as(flags: u64, pid: Option<i32>) -> io::Result<i32> {
     // SAFETY: no shared memory, no new stack: a fork. `wanted` outlives the call.
     let r = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
     check(r).map(|pid| pid as i32)
+}
+
+/// What ends this process by a signal is to leave no core file: it stands for another, which has left its own.
+pub fn no_core() {
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the struct is ours.
+    unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
 }
 
 /// Ends this process without running anything.

@@ -81,7 +81,7 @@ hook! {
         // SAFETY: as above.
         born(|| unsafe { real::fork() })
     }
-    #[allow(non_snake_case)]
+    #[allow(non_snake_case)] // its name in glibc
     unsafe fn _Fork() -> c_int {
         // SAFETY: as the program called it (it runs no atfork handlers).
         born(|| unsafe { real::_Fork() })

@@ -179,12 +179,7 @@ fn verify(node: &Node) -> Result<()> {
 fn die(status: i32) -> ! {
     if libc::WIFSIGNALED(status) {
         let signal = libc::WTERMSIG(status);
-        let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: the struct is ours.
-        #[allow(unsafe_code)]
-        unsafe {
-            libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core)
-        };
+        sys::no_core();
         sys::default_action(signal);
         sys::mask(libc::SIG_UNBLOCK, &sys::signals(&[signal]));
         let _ = sys::kill(sys::pid(), signal);
