@@ -16,7 +16,7 @@ use slackwater_protocol::{
     auth::{Role, Secret},
     client::{Client, ClientError},
     command::{Phase, Reply, Request, RestartMember},
-    message::{DescriptorKey, Entry},
+    message::{DescriptorKey, Entry, FromProcess, ToProcess},
 };
 use std::{
     fs,
@@ -395,7 +395,7 @@ fn who_does_not_answer_is_named_when_patience_ends() {
     let fine = process(&coordinator, plain(1));
     let mut silent = coordinator.client(Role::Process);
     silent
-        .send(&slackwater_protocol::message::FromProcess::Join {
+        .send(&FromProcess::Join {
             token: 0,
             pid: 33,
             ppid: -1,
@@ -404,7 +404,7 @@ fn who_does_not_answer_is_named_when_patience_ends() {
             restarted_from: None,
         })
         .unwrap();
-    let _joined: slackwater_protocol::message::ToProcess = silent.receive().unwrap();
+    let _joined: ToProcess = silent.receive().unwrap();
     let reason = coordinator.checkpoint(false).unwrap_err();
     assert!(reason.contains("process 33 (/bin/deaf)") && reason.contains("no answer"), "{reason}");
     assert_eq!((fine.next(), fine.next()), (Seen::Resumed(Some(reason.clone())), Seen::Finished(Some(reason))));
@@ -462,6 +462,33 @@ fn a_stopped_process_is_saved_and_stopped_again() {
     let (path, _) = coordinator.checkpoint(false).unwrap();
     assert_ne!(state(victim.pid()), 'T');
     assert!(Manifest::read(&path).unwrap().members.iter().all(|m| !m.stopped));
+}
+
+/// ^Z may meet a process in execve(2): what it was has gone, what it will be has not joined, and nobody else is waited for.
+#[test]
+fn a_process_that_is_stopped_in_its_exec_is_woken() {
+    const TOKEN: u64 = 77;
+    let dir = temp();
+    let coordinator = Coordinator::start(dir.path(), Options::default());
+    let (victim, other) = (stopped(), process(&coordinator, plain(1)));
+    let mut before = coordinator.client(Role::Process);
+    let (pid, host) = (victim.pid(), "here".into());
+    before
+        .send(&FromProcess::Join { token: 0, pid, ppid: -1, exe: "/bin/before".into(), host, restarted_from: None })
+        .unwrap();
+    let _joined: ToProcess = before.receive().unwrap();
+    before.send(&FromProcess::Exec { token: TOKEN }).unwrap();
+    drop(before);
+    while coordinator.status().expected == 0 {
+        std::thread::yield_now();
+    }
+    let mut asked = coordinator.ask(&Request::Checkpoint { kill: false });
+    wait_state(pid, |s| s != 'T');
+    let after = process(&coordinator, Behaviour { token: TOKEN, ..within(&victim) });
+    let (path, _) = answer(&mut asked).unwrap();
+    assert_eq!(Manifest::read(&path).unwrap().members.len(), 2);
+    assert!(matches!((other.next(), after.next()), (Seen::Resumed(None), Seen::Resumed(None))));
+    wait_state(pid, |s| s == 'T');
 }
 
 #[test]

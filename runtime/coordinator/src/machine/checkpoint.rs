@@ -117,9 +117,10 @@ impl Checkpoint {
         bounded.then(|| self.since + patience)
     }
 
-    /// The next time at which there is something to do.
-    pub(super) fn wakes_at(&self, patience: u64) -> Option<u64> {
-        let waits = !self.awaited.is_empty() || !self.unresumed.is_empty();
+    /// The next time at which there is something to do. `coming`: somebody is expected, who may be stopped, too.
+    pub(super) fn wakes_at(&self, patience: u64, coming: bool) -> Option<u64> {
+        let coming = coming && matches!(self.stage, Stage::Suspend);
+        let waits = coming || !self.awaited.is_empty() || !self.unresumed.is_empty();
         let anew = if let Stage::Abort { retake, .. } = self.stage { retake } else { None };
         self.deadline(patience).into_iter().chain(waits.then_some(self.look)).chain(anew).min()
     }

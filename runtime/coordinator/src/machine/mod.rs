@@ -199,7 +199,9 @@ impl Machine {
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
         let patience = match &self.activity {
-            Activity::Checkpoint(checkpoint) => checkpoint.wakes_at(self.settings.patience_us),
+            Activity::Checkpoint(checkpoint) => {
+                checkpoint.wakes_at(self.settings.patience_us, !self.expected.is_empty())
+            }
             Activity::Restart(restart) => restart.deadline(self.settings.patience_us),
             Activity::Idle | Activity::Ending(_) => None,
         };
