@@ -6,7 +6,7 @@
 //! harms nothing: a restart then needs the file itself.
 use crate::server::log;
 use rustix::{
-    fs::{FlockOperation, Timespec, Timestamps},
+    fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, Timespec, Timestamps},
     io::Errno,
 };
 use slackwater_image::{
@@ -19,7 +19,10 @@ use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     sync::mpsc,
     thread::JoinHandle,
@@ -131,10 +134,7 @@ impl Store {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        let mut temporary = name.clone().into_os_string();
-        temporary.push(format!(".{}{}", std::process::id(), store::NEW));
-        let temporary = PathBuf::from(temporary);
-        let to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let New { file: to, temporary } = New::create(&self.folder, &name)?;
         let fill = || -> io::Result<()> {
             rustix::fs::flock(&to, FlockOperation::NonBlockingLockExclusive)?;
             if rustix::fs::ioctl_ficlone(&to, &from).is_err() {
@@ -154,9 +154,45 @@ impl Store {
             rustix::fs::futimens(&to, &Timestamps { last_access: at, last_modification: at })?;
             check(&to, id)?;
             to.sync_all()?;
-            fs::rename(&temporary, &name)
+            match &temporary {
+                Some(temporary) => fs::rename(temporary, &name),
+                None => publish(&to, &name),
+            }
         };
-        fill().inspect_err(|_| drop(fs::remove_file(&temporary))).map(|()| true)
+        fill().inspect_err(|_| drop(temporary.as_ref().map(fs::remove_file))).map(|()| true)
+    }
+}
+
+/// A file that is being filled.
+struct New {
+    file: File,
+    /// Its name, where the file system knows no file without one.
+    temporary: Option<PathBuf>,
+}
+
+impl New {
+    /// Without a name where that can be (`O_TMPFILE` of open(2)): whoever copies the computation's folder meets nothing
+    /// that goes away under his hands.
+    fn create(folder: &Path, name: &Path) -> io::Result<Self> {
+        match rustix::fs::open(folder, OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR) {
+            Ok(file) => return Ok(Self { file: file.into(), temporary: None }),
+            // EISDIR: a kernel or file system that has never heard of it.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut temporary = name.to_owned().into_os_string();
+        temporary.push(format!(".{}{}", std::process::id(), store::NEW));
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        Ok(Self { file, temporary: Some(temporary.into()) })
+    }
+}
+
+/// Gives a file without a name its name. That another coordinator of the folder was first is as good: the copies are equal.
+fn publish(file: &File, name: &Path) -> io::Result<()> {
+    let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+    match rustix::fs::linkat(CWD, own, CWD, name, AtFlags::SYMLINK_FOLLOW) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -4,9 +4,9 @@
 //! must be what it was when a generation is restarted, and programs and libraries get upgraded. The coordinator copies each
 //! file once, after a commit; a restart takes the copy when the file at its path is another one or gone.
 //!
-//! Rules: a file in the store is whole (it got its name by a rename), has the size and modification time of what it is a
-//! copy of, and never changes; its name says which file, at which size and time, it stands for. What ends in [`NEW`] is
-//! being written by whoever holds a lock (flock(2)) on it, or rubbish.
+//! Rules: a file in the store is whole (it got its name when it was), has the size and modification time of what it is a
+//! copy of, and never changes; its name says which file, at which size and time, it stands for. What ends in [`NEW`]
+//! (only where the file system has no files without a name) is being written by whoever holds a lock (flock(2)) on it, or rubbish.
 use crate::{checksum::checksum, meta::FileId};
 use std::{
     format,

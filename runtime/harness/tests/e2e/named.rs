@@ -208,13 +208,16 @@ fn screen(computation: &mut Computation) -> Result<()> {
     fs::create_dir(&sockets)?;
     fs::set_permissions(&sockets, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
     computation.env("SCREENDIR", &sockets.to_string_lossy());
+    // Of new windows.
+    computation.env("SHELL", "/bin/bash");
+    fs::write(computation.folder().join(".bashrc"), "PS1='window> '")?;
     computation.launch(&words(&["screen", "-e^Xx", "bash", "--norc"]))?;
     computation.wait_text("$ ")?;
     for round in 0..ROUNDS {
         computation.cycle()?;
         computation.ask(&format!("echo $((6*{}))\r", round + 7), &format!("{}", 6 * (round + 7)))?;
     }
-    computation.ask("\x18c", ":~").context("a new window")?;
+    computation.ask("\x18c", "window> ").context("a new window")?;
     computation.ask("echo $((20+36))\r", "56")?;
     computation.ask("exit\r", "48").context("back in the first window")?;
     computation.ask("echo $((30+33))\r", "63")?;
