@@ -56,7 +56,7 @@ pub struct Keeper {
     member: u64,
     generation: u64,
     writing: Option<(u64, Writing, Fd)>,
-    fragile: Vec<(u64, u64)>,
+    before: maps::Before,
 }
 
 /// How the coordinator wants a snapshot; see [`ToProcess::Snapshot`].
@@ -181,7 +181,7 @@ impl Keeper {
     /// For the checkpoint thread of a process that has joined as `member`.
     pub fn new(member: u64) -> Self {
         MEMBER.store(member, Relaxed);
-        Self { member, generation: 0, writing: None, fragile: Vec::new() }
+        Self { member, generation: 0, writing: None, before: maps::Before::default() }
     }
 
     /// Serves the coordinator until it is gone.
@@ -270,8 +270,8 @@ impl Keeper {
         self.report_writing()?;
         let fail = |reason: String| send(&FromProcess::Failed { generation, reason });
         let presuspend = || plugins::dispatch(Event::Presuspend, 0, self.member, generation);
-        match sandbox::refuse().and_then(|()| presuspend()).and_then(|_| maps::fragile()) {
-            Ok(fragile) => self.fragile = fragile,
+        match sandbox::refuse().and_then(|()| presuspend()).and_then(|_| maps::before()) {
+            Ok(before) => self.before = before,
             Err(e) => return fail(e),
         }
         let (since, before) = (sys::now_ns(), restarts());
@@ -414,7 +414,7 @@ impl Keeper {
             sections,
             elsewhere,
             cutouts: plugins::cutouts(),
-            fragile: core::mem::take(&mut self.fragile),
+            before: core::mem::take(&mut self.before),
             image: Fd(high),
             codec,
             sync,

@@ -37,8 +37,8 @@ pub struct Facts {
     pub elsewhere: Vec<SharedRange>,
     /// Ranges left out by plugins.
     pub cutouts: Vec<(u64, u64)>,
-    /// Memory that a forked child would not see, as of just before the stop; see [`maps::fragile`].
-    pub fragile: Vec<(u64, u64)>,
+    /// What is to be known of memory that a forked child cannot tell, as of just before the stop.
+    pub before: maps::Before,
     /// Open for writing, empty.
     pub image: Fd,
     /// Codec number of the image format; see [`save::write`].
@@ -199,11 +199,8 @@ pub struct Copy {
 }
 
 /// Must this region be copied before the program goes on? (Whether a shared one can be written to is known only later.)
-fn needs_copy(r: &Region, fragile: &[(u64, u64)]) -> bool {
-    r.flags & flag::CUTOUT == 0
-        && (matches!(r.backing, Backing::Shared(_))
-            || r.flags & (flag::DONTFORK | flag::WIPEONFORK) != 0
-            || fragile.iter().any(|&(s, e)| r.range.start < e && s < r.range.end))
+fn needs_copy(r: &Region, before: &maps::Before) -> bool {
+    r.flags & flag::CUTOUT == 0 && (matches!(r.backing, Backing::Shared(_)) || before.flags(r) & maps::FRAGILE != 0)
 }
 
 /// Runs of pages of a shared mapping that are in memory (mincore(2): the object's pages, whoever touched them).
@@ -230,12 +227,23 @@ fn resident((start, end): (u64, u64)) -> Vec<(u64, u64)> {
     out
 }
 
-fn copy_region(region: usize, r: &Region, files: &Files, elsewhere: &[SharedRange]) -> Result<Copy, String> {
+fn copy_region(
+    region: usize,
+    r: &Region,
+    huge: bool,
+    files: &Files,
+    elsewhere: &[SharedRange],
+) -> Result<Copy, String> {
     let runs = match &r.backing {
         // A file that a restart may have to make again needs all of its pages; of other memory, those that are there.
         Backing::Shared(f) if !f.deleted && f.size <= WHOLE_SHARED && !f.path.starts_with("/dev/") => {
-            shared::without(r, elsewhere)
+            // Beyond its end there are none, whatever is mapped.
+            let end = r.range.start + f.size.saturating_sub(f.offset).next_multiple_of(PAGE);
+            let clipped = shared::without(r, elsewhere).into_iter().map(|(s, e)| (s, e.min(end)));
+            clipped.filter(|(s, e)| s < e).collect()
         }
+        // Of huge pages mincore(2) tells only those that this process has touched (mm/mincore.c), and not what others have.
+        Backing::Shared(_) if huge => shared::without(r, elsewhere),
         Backing::Shared(_) => shared::without(r, elsewhere).into_iter().flat_map(resident).collect(),
         backing => {
             let kind = if *backing == Backing::Anon { Kind::Anon } else { Kind::FilePrivate };
@@ -273,10 +281,10 @@ fn unmap_copies(copies: &[Copy]) {
     }
 }
 
-/// None: the child does not see all memory that it should write, for more is [`maps::fragile`] than `fragile` says.
+/// None: the child does not see all memory that it should write, for more is fragile than `before` says.
 fn freeze_inner(
     facts: &Facts,
-    fragile: &[(u64, u64)],
+    before: &maps::Before,
     scratch: (u64, u64),
     outcome: *mut Outcome,
 ) -> Result<Option<Frozen>, String> {
@@ -285,8 +293,9 @@ fn freeze_inner(
     let mut regions = maps::read(&files.maps, &ours)?;
     let mut copies = Vec::new();
     let mut elsewhere = facts.elsewhere.clone();
-    for (i, r) in regions.iter().enumerate().filter(|(_, r)| needs_copy(r, fragile)) {
-        copies.push(copy_region(i, r, &files, &elsewhere)?);
+    for (i, r) in regions.iter().enumerate().filter(|(_, r)| needs_copy(r, before)) {
+        let huge = before.flags(r) & flag::HUGETLB != 0;
+        copies.push(copy_region(i, r, huge, &files, &elsewhere)?);
         // What this process maps twice is saved once as well.
         elsewhere.extend(shared::range(r).filter(|s| s.write));
     }
@@ -323,6 +332,7 @@ fn freeze_inner(
         o.report(own.and_then(|()| Files::open(true)).map(ManuallyDrop::new).and_then(|f| {
             let here = maps::read(&f.maps, &ours)?;
             maps::complete(&mut regions, &here, copied)?;
+            before.lock(&mut regions);
             save::write(facts, &regions, &copies, &f)
         }));
         // Our parent may have ended meanwhile (a short-lived process): this process tells the coordinator itself, on
@@ -374,16 +384,16 @@ pub fn freeze(facts: &Facts) -> Result<Writing, String> {
     let outcome = unsafe { sc!(mmap, 0, PAGE, libc::PROT_READ | libc::PROT_WRITE, shared, -1i64 as usize, 0) }
         .map_err(|e| format!("mmap: {e}"))? as *mut Outcome;
     let scratch = Scratch::reserve().map_err(|e| format!("mmap: {e}"))?;
-    let attempt = |fragile: &[(u64, u64)]| {
+    let attempt = |before: &maps::Before| {
         scratch.enter();
-        let result = freeze_inner(facts, fragile, scratch.range(), outcome);
+        let result = freeze_inner(facts, before, scratch.range(), outcome);
         Scratch::leave();
         result
     };
-    let mut result = attempt(&facts.fragile);
+    let mut result = attempt(&facts.before);
     if matches!(result, Ok(None)) {
         // Now that the program stands still the answer lasts.
-        result = maps::fragile().and_then(|fragile| attempt(&fragile));
+        result = maps::before().and_then(|before| attempt(&before));
     }
     let result = result.and_then(|frozen| {
         frozen.ok_or_else(|| "a forked child does not see all of the memory: try --sync".to_string())

@@ -1,6 +1,7 @@
 //! What is mapped, from /proc/self/smaps (for the VmFlags; /proc/self/maps where a kernel has no smaps).
 //!
-//! Runs in the stopped program, before the fork: MADV_DONTFORK and MADV_WIPEONFORK memory would be missing in the child.
+//! Runs in the stopped program, before the fork: MADV_DONTFORK and MADV_WIPEONFORK memory would be missing in the child, and
+//! private huge pages (hugetlb) may be taken from it at any moment after.
 use crate::{
     sys::{self, Fd},
     text::{dec, hex, lines},
@@ -29,6 +30,7 @@ const FLAGS: &[(&[u8; 2], u32)] = &[
     (b"hg", flag::HUGEPAGE),
     (b"nh", flag::NOHUGEPAGE),
     (b"lo", flag::LOCKED),
+    (b"lf", flag::ONFAULT),
     (b"mg", flag::MERGEABLE),
     (b"sr", flag::SEQUENTIAL),
     (b"rr", flag::RANDOM),
@@ -208,19 +210,45 @@ pub fn read(fd: &Fd, ours: &[(u64, u64)]) -> Result<Vec<Region>, String> {
     parse(&text, ours).map(|m| m.regions)
 }
 
-/// Ranges that a forked child would not see, or see as zeros (MADV_DONTFORK, MADV_WIPEONFORK). Walks all page tables, as
-/// smaps does: to be called before the program is stopped.
+/// What a forked child has not, has as zeros, or may lose: where the pool of huge pages has none left when the program writes
+/// to a private one, the kernel takes it from the child (`unmap_ref_private`, mm/hugetlb.c).
+pub const FRAGILE: u32 = flag::DONTFORK | flag::WIPEONFORK | flag::HUGETLB;
+
+/// Flags of locked memory.
+const LOCKS: u32 = flag::LOCKED | flag::ONFAULT;
+
+/// What a forked child cannot tell of the program's memory: [`FRAGILE`] ranges, and those that are locked (mlock(2)), for locks
+/// are not inherited.
+#[derive(Default)]
+pub struct Before(Vec<(Range, u32)>);
+
+/// Asks. Walks all page tables, as smaps does: to be called before the program is stopped.
 ///
 /// # Errors
 /// As [`parse`].
-pub fn fragile() -> Result<Vec<(u64, u64)>, String> {
+pub fn before() -> Result<Before, String> {
     let text = sys::read_file(c"/proc/self/smaps").unwrap_or_default();
-    let fragile = |r: &Region| r.flags & (flag::DONTFORK | flag::WIPEONFORK) != 0;
-    Ok(parse(&text, &[])?.regions.iter().filter(|r| fragile(r)).map(|r| (r.range.start, r.range.end)).collect())
+    let regions = parse(&text, &[])?.regions.into_iter();
+    Ok(Before(regions.map(|r| (r.range, r.flags & (FRAGILE | LOCKS))).filter(|r| r.1 != 0).collect()))
+}
+
+impl Before {
+    /// What is known of a region, by itself and from before.
+    pub fn flags(&self, r: &Region) -> u32 {
+        let over = |b: &&(Range, u32)| b.0.start < r.range.end && r.range.start < b.0.end;
+        self.0.iter().filter(over).fold(r.flags, |flags, b| flags | b.1)
+    }
+
+    /// Adds the locks to regions that the child has looked at.
+    pub fn lock(&self, regions: &mut [Region]) {
+        for r in regions {
+            r.flags |= self.flags(r) & LOCKS;
+        }
+    }
 }
 
 /// In the child: does it have all of `regions` that were not `copied`? A program that registers memory all the time
-/// (MADV_DONTFORK) may have made more invisible after [`fragile`] was asked for.
+/// (MADV_DONTFORK) may have made more invisible after [`before`] was asked.
 ///
 /// # Errors
 /// /proc is not there.

@@ -390,7 +390,7 @@ impl Computation {
         self.wait_line("PASS")?;
         let status = self.wait_exit()?;
         fs::remove_file(self.folder.join("stop"))?;
-        ensure!(status.success(), "it printed PASS, and ended with {status}");
+        ensure!(status.success(), "it printed PASS, and ended with {status}\n--- its errors\n{}", self.last_errors());
         Ok(())
     }
 

@@ -141,7 +141,7 @@ pub struct CodecReport {
     pub stored: u64,
 }
 
-const FLAGS: [(u32, &str); 13] = [
+const FLAGS: [(u32, &str); 14] = [
     (flag::GROWSDOWN, "growsdown"),
     (flag::NORESERVE, "noreserve"),
     (flag::DONTFORK, "dontfork"),
@@ -150,6 +150,7 @@ const FLAGS: [(u32, &str); 13] = [
     (flag::HUGEPAGE, "hugepage"),
     (flag::NOHUGEPAGE, "nohugepage"),
     (flag::LOCKED, "locked"),
+    (flag::ONFAULT, "onfault"),
     (flag::MERGEABLE, "mergeable"),
     (flag::SEQUENTIAL, "sequential"),
     (flag::RANDOM, "random"),

@@ -298,4 +298,6 @@ pub mod flag {
     pub const MAYWRITE: u32 = 8192;
     /// Attached by shmat(2): the inode is the segment's number.
     pub const SYSV: u32 = 16384;
+    /// With [`LOCKED`]: mlock2(2)'s MLOCK_ONFAULT.
+    pub const ONFAULT: u32 = 32768;
 }

@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Default)]
 pub struct SharedObjects {
     made: BTreeMap<(u64, u64), OwnedFd>,
+    /// Open for reading alone, for those who had it so.
+    read_only: BTreeMap<(u64, u64), OwnedFd>,
     /// System V segments: size in bytes by number.
     segments: BTreeMap<i32, u64>,
 }
@@ -28,6 +30,9 @@ struct Wanted<'a> {
     id: &'a FileId,
     end: u64,
     writes: bool,
+    /// Somebody may not write to it, nor ask for it by mprotect(2); all may not.
+    readers: bool,
+    only_readers: bool,
     huge: bool,
     /// Parts whose content is in the image.
     saved: Vec<(u64, u64)>,
@@ -51,6 +56,8 @@ fn wanted<'a>(all: impl Iterator<Item = &'a Region>) -> BTreeMap<(u64, u64), Wan
             id,
             end: 0,
             writes: false,
+            readers: false,
+            only_readers: true,
             huge: false,
             saved: Vec::new(),
         });
@@ -59,6 +66,8 @@ fn wanted<'a>(all: impl Iterator<Item = &'a Region>) -> BTreeMap<(u64, u64), Wan
         if r.flags & flag::MAYWRITE != 0 {
             o.saved.push((id.offset, end));
         }
+        o.readers |= r.flags & flag::MAYWRITE == 0;
+        o.only_readers &= r.flags & flag::MAYWRITE == 0;
         o.writes |= r.prot & 2 != 0;
         o.huge |= r.flags & flag::HUGETLB != 0;
     }
@@ -98,7 +107,7 @@ impl SharedObjects {
                 .with_context(|| format!("making shared memory {} again", path.display()))?;
             made.insert(key, file.into());
         }
-        Ok(Self { made, segments: BTreeMap::new() })
+        Ok(Self { made, ..Self::default() })
     }
 
     /// After descriptors are prepared: everything else that is shared.
@@ -121,7 +130,13 @@ impl SharedObjects {
                 None if o.id.deleted => {
                     memory(&o).with_context(|| format!("making shared memory {} again", o.id.path))?
                 }
-                None => named(&o, options)?,
+                None => {
+                    let file = named(&o, !o.only_readers, options)?;
+                    if o.readers && !o.only_readers {
+                        self.read_only.insert(key, named(&o, false, options)?);
+                    }
+                    file
+                }
             };
             self.made.insert(key, fd);
         }
@@ -136,7 +151,9 @@ impl SharedObjects {
     /// The object behind a region; none behind what is attached.
     pub fn of(&self, region: &Region) -> Option<RawFd> {
         let Backing::Shared(id) = &region.backing else { return None };
-        self.made.get(&(id.dev, id.ino)).map(AsRawFd::as_raw_fd)
+        let key = (id.dev, id.ino);
+        let read_only = self.read_only.get(&key).filter(|_| region.flags & flag::MAYWRITE == 0);
+        read_only.or_else(|| self.made.get(&key)).map(AsRawFd::as_raw_fd)
     }
 }
 
@@ -192,11 +209,11 @@ fn memory(o: &Wanted<'_>) -> std::io::Result<OwnedFd> {
 }
 
 /// A file (or device) that several may map.
-fn named(o: &Wanted<'_>, options: &Options) -> Result<OwnedFd> {
+fn named(o: &Wanted<'_>, write: bool, options: &Options) -> Result<OwnedFd> {
     let path = options.map(&o.id.path);
-    // For writing if at all possible: mprotect(2) may ask for it later.
+    // For writing if at all possible, where mprotect(2) may ask for it later.
     let open = |write| OpenOptions::new().read(true).write(write).custom_flags(libc::O_NOCTTY).open(&path);
-    let file = open(true)
+    let file = open(write)
         .or_else(|e| match e.kind() {
             std::io::ErrorKind::NotFound if o.is_whole() => again(&path, o.id.size),
             _ if o.writes => Err(e),

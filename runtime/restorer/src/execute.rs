@@ -9,6 +9,7 @@ use slackwater_restorer::plan::{KernelMmMap, Op, Plan, RestartInfo, ThreadPlan, 
 const PR_SET_MM: usize = 35;
 const PR_SET_MM_MAP: usize = 14;
 const MADV_POPULATE_WRITE: usize = 23;
+const MAP_HUGETLB: usize = 0x4_0000;
 
 /// Decimal digits of `v` at the end of `buf`.
 fn digits(mut v: u64, buf: &mut [u8; 20]) -> &[u8] {
@@ -64,7 +65,11 @@ fn execute(o: &Op, step: u64) {
     match o.code {
         op::UNMAP => check(call(nr::MUNMAP, [addr, len, 0, 0, 0, 0]), b"munmap", step),
         op::MAP => {
-            let r = call(nr::MMAP, [addr, len, arg, o.flags as usize, o.fd as usize, o.offset as usize]);
+            let map = |flags| call(nr::MMAP, [addr, len, arg, flags, o.fd as usize, o.offset as usize]);
+            let mut r = map(o.flags as usize);
+            if failed(r) && o.flags as usize & MAP_HUGETLB != 0 {
+                r = map(o.flags as usize & !MAP_HUGETLB);
+            }
             check(r, b"mmap", step);
             if r as usize != addr {
                 die(b"mmap at the wrong place", step, 0);
@@ -84,7 +89,7 @@ fn execute(o: &Op, step: u64) {
         op::PROTECT => check(call(nr::MPROTECT, [addr, len, arg, 0, 0, 0]), b"mprotect", step),
         op::ADVISE => _ = call(nr::MADVISE, [addr, len, arg, 0, 0, 0]),
         op::POPULATE => _ = call(nr::MADVISE, [addr, len, MADV_POPULATE_WRITE, 0, 0, 0]),
-        op::LOCK => _ = call(nr::MLOCK, [addr, len, 0, 0, 0, 0]),
+        op::LOCK => _ = call(nr::MLOCK2, [addr, len, o.flags as usize, 0, 0, 0]),
         op::MOVE => {
             let r = call(nr::MREMAP, [arg, len, len, 3, addr, 0]);
             check(r, b"mremap", step);

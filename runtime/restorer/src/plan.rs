@@ -15,7 +15,7 @@ pub struct Op {
     pub len: u64,
     /// Protection (`MAP`, `PROTECT`), advice (`ADVISE`), source address (`MOVE`, `COPY`).
     pub arg: u64,
-    /// mmap flags, shmat flags.
+    /// mmap flags, shmat flags, mlock2 flags.
     pub flags: u64,
     /// Descriptor (`MAP`, `READ`, `CLOSE`; `u64::MAX`: none), number of a segment (`SHMAT`).
     pub fd: u64,
@@ -27,7 +27,8 @@ pub struct Op {
 pub mod op {
     /// munmap(addr, len).
     pub const UNMAP: u64 = 1;
-    /// mmap(addr, len, arg, flags, fd, offset); must land at addr.
+    /// mmap(addr, len, arg, flags, fd, offset); must land at addr. Private memory for which there are no huge pages
+    /// (MAP_HUGETLB) gets small ones.
     pub const MAP: u64 = 2;
     /// pread(fd, addr, len, offset), all of it.
     pub const READ: u64 = 3;
@@ -35,7 +36,7 @@ pub mod op {
     pub const PROTECT: u64 = 4;
     /// madvise(addr, len, arg). A refusal is ignored: advice is advice.
     pub const ADVISE: u64 = 5;
-    /// mlock(addr, len). A refusal (the limit is lower here) is ignored.
+    /// mlock2(addr, len, flags). A refusal (the limit is lower here) is ignored.
     pub const LOCK: u64 = 6;
     /// mremap(arg, len, len, MAYMOVE|FIXED, addr).
     pub const MOVE: u64 = 7;

@@ -234,8 +234,10 @@ fn tmux(computation: &mut Computation) -> Result<()> {
         computation.cycle()?;
         computation.ask(&format!("echo $((6*{}))\r", round + 7), &format!("{}", 6 * (round + 7)))?;
     }
-    computation.ask("tmux split-window 'expr 20 + 36; read x'\r", "56").context("a new pane")?;
-    computation.ask("\r", "$ ")?;
+    // What is typed before the pane has gone would be the pane's.
+    let gone = "until [ $(tmux list-panes | wc -l) = 1 ]; do sleep 0.02; done; echo go'ne'";
+    computation.ask(&format!("tmux split-window 'expr 20 + 36; read x'; {gone}\r"), "56").context("a new pane")?;
+    computation.ask("\r", "gone").context("the pane's end")?;
     computation.ask("echo $((30+33))\r", "63")?;
     computation.type_in(b"exit\r")?;
     ends(computation)

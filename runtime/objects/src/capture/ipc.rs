@@ -145,7 +145,8 @@ pub fn fill_ipc(ipc: &mut Ipc, mapped: &[Mapped], elsewhere: impl Fn(Class, i32)
             continue;
         }
         if !all_mapped(&s, mapped) {
-            s.contents = Some(segment(&s, row[15] > 0)?);
+            // proc_sysvipc(5): rss, swap.
+            s.contents = Some(segment(&s, row[14] as usize, row[15] > 0)?);
         }
         out.segments.push(s);
     }
@@ -241,8 +242,8 @@ fn all_mapped(s: &Segment, mapped: &[Mapped]) -> bool {
     parts.iter().fold(0, |end, m| if m.start <= end { m.end.max(end) } else { end }) >= s.size
 }
 
-/// The bytes of a segment, without pages that were never touched.
-fn segment(s: &Segment, swapped: bool) -> Result<Contents> {
+/// The bytes of a segment, without pages that were never touched. `resident` bytes are in memory.
+fn segment(s: &Segment, resident: usize, swapped: bool) -> Result<Contents> {
     let id = s.head.id;
     let fail = |what: &str, e| CaptureError::call(-1, &format!("{what} shared memory segment {id}"), e);
     let length = (s.size as usize).next_multiple_of(PAGE);
@@ -251,7 +252,9 @@ fn segment(s: &Segment, swapped: bool) -> Result<Contents> {
         .map_err(|e| fail("attaching", e))?;
     let mut bits = vec![0u8; length / PAGE];
     // SAFETY: a byte for each page.
-    let known = unsafe { sys::call(libc::SYS_mincore, [at, length, bits.as_mut_ptr() as usize, 0, 0, 0]) }.is_ok();
+    let told = unsafe { sys::call(libc::SYS_mincore, [at, length, bits.as_mut_ptr() as usize, 0, 0, 0]) }.is_ok();
+    // Of huge pages mincore(2) tells only those that the caller itself has touched (mm/mincore.c).
+    let known = told && bits.iter().filter(|b| *b & 1 != 0).count() * PAGE >= resident;
     let (mut out, mut total) = (Contents::default(), 0);
     let mut page = 0;
     while page < bits.len() && total <= NAMELESS_LIMIT {

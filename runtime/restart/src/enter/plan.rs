@@ -202,7 +202,8 @@ fn memory(entry: &Entry, content: &Content, ops: &mut Vec<Op>) -> Result<()> {
     for r in entry.regions {
         ops.extend(advice(r));
         if r.flags & flag::LOCKED != 0 {
-            ops.push(new(op::LOCK, r.range));
+            let flags = if r.flags & flag::ONFAULT != 0 { u64::from(libc::MLOCK_ONFAULT) } else { 0 };
+            ops.push(Op { flags, ..new(op::LOCK, r.range) });
         }
     }
     let mut close: Vec<RawFd> = entry.region_fds.values().copied().collect();

@@ -103,7 +103,7 @@ pub mod nr {
     pub const MREMAP: usize = 25;
     pub const MADVISE: usize = 28;
     pub const SHMAT: usize = 30;
-    pub const MLOCK: usize = 149;
+    pub const MLOCK2: usize = 325;
     pub const PRCTL: usize = 157;
     pub const ARCH_PRCTL: usize = 158;
     pub const EXIT_GROUP: usize = 231;
