@@ -333,7 +333,7 @@ impl Keeper {
                 Ok(ToProcess::Snapshot { folder, sync, codec, elsewhere, .. }) => {
                     let wish = Wish { folder, sync, codec, elsewhere };
                     match self.snapshot(generation, threads, wish, &mut survey) {
-                        Ok(None) => return self.restarted(threads),
+                        Ok(None) => return self.restarted(threads, &survey),
                         Ok(Some(note)) => {
                             let r = send(&FromProcess::Snapshotted { generation, forked: !sync, note });
                             let r = if sync { r.and_then(|()| self.report_writing()) } else { r };
@@ -442,7 +442,7 @@ impl Keeper {
     }
 
     /// The restored process: its threads are coming out of the restorer.
-    fn restarted(&mut self, threads: &stop::Stopped) -> Result<(), String> {
+    fn restarted(&mut self, threads: &stop::Stopped, survey: &Survey) -> Result<(), String> {
         let note = note();
         stop::wait_arrived(threads.tids.len());
         // SAFETY: every thread has left the restorer.
@@ -452,6 +452,9 @@ impl Keeper {
         MEMBER.store(note.member, Relaxed);
         init::adopt(note)?;
         leave_program_table()?;
+        if let Err(e) = stop::as_program(|| survey.restarted())? {
+            send(&FromProcess::Log { line: format!("restarted: {e}") })?;
+        }
         crate::follow::env::change();
         let generation = note.generation;
         self.generation = generation;

@@ -1,5 +1,5 @@
 //! The program's descriptors, and what else it may share, during a checkpoint: surveyed when this process stands, filled in when all do.
-use crate::{shared::Shared, sys};
+use crate::{pages::PAGE, shared::Shared, sys};
 use alloc::{
     format,
     string::{String, ToString},
@@ -33,7 +33,9 @@ impl Survey {
         let table = slackwater_objects::survey(exclude).map_err(|e| e.to_string())?;
         let keys = slackwater_objects::keys(&table).map(|(fd, dev, ino)| DescriptorKey { fd, dev, ino }).collect();
         self.table = Some(table);
-        let (shared, ranges) = Shared::take()?;
+        let (shared, mut ranges) = Shared::take()?;
+        let queues = slackwater_objects::saved_once(self.table.get_or_insert_default());
+        ranges.extend(queues.map(|(dev, ino, write)| SharedRange { dev, ino, start: 0, end: PAGE, write }));
         self.shared = shared;
         Ok((keys, ranges))
     }
@@ -71,7 +73,8 @@ impl Survey {
     /// The kernel does not answer.
     pub fn fill(&mut self, exclude: &[i32], elsewhere: &[SharedRange]) -> Result<Vec<(String, Vec<u8>)>, String> {
         let table = self.table.get_or_insert_default();
-        slackwater_objects::fill(table).map_err(|e| {
+        let others = |dev, ino| elsewhere.iter().any(|s| (s.dev, s.ino) == (dev, ino));
+        slackwater_objects::fill(table, others).map_err(|e| {
             self.passing = e.passing;
             e.to_string()
         })?;
@@ -85,5 +88,13 @@ impl Survey {
         let mut sections = alloc::vec![(SECTION_OBJECTS.to_string(), objects)];
         sections.extend(self.shared.fill(elsewhere)?.map(|s| (ipc::SECTION.to_string(), s)));
         Ok(sections)
+    }
+
+    /// After a restart, in the program's descriptor table.
+    ///
+    /// # Errors
+    /// A notification that cannot be asked for again.
+    pub fn restarted(&self) -> Result<(), String> {
+        self.table.as_ref().map_or(Ok(()), slackwater_objects::restarted).map_err(|e| e.to_string())
     }
 }

@@ -15,5 +15,7 @@ pub mod model;
 pub mod rebuild;
 pub mod watched;
 
-pub use capture::{CaptureError, Mapped, capture, fill, fill_ipc, keys, quiet, settle, survey, survey_ipc};
+pub use capture::{
+    CaptureError, Mapped, capture, fill, fill_ipc, keys, quiet, restarted, saved_once, settle, survey, survey_ipc,
+};
 pub use model::Table;

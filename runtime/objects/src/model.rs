@@ -153,6 +153,42 @@ pub enum Kind {
         /// Process; None: it has ended and was waited for.
         pid: Option<i32>,
     },
+    /// mq_open(3).
+    MessageQueue(MessageQueue),
+}
+
+/// A POSIX message queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessageQueue {
+    /// `/name`.
+    pub name: Vec<u8>,
+    /// mq_unlink(3) was done.
+    pub deleted: bool,
+    /// Permission bits.
+    pub mode: u32,
+    /// User and group.
+    pub owner: (u32, u32),
+    /// mq_maxmsg: how many messages it holds.
+    pub most: i64,
+    /// mq_msgsize: bytes of the longest.
+    pub longest: i64,
+    /// Who is told of a message.
+    pub notice: Option<Notice>,
+    /// Priority and text of what nobody has received yet, in order; in the image of one of the processes that have it.
+    pub messages: Vec<(u32, Vec<u8>)>,
+}
+
+/// A notification that mq_notify(3) asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// Process.
+    pub pid: i32,
+    /// SIGEV_SIGNAL 0, SIGEV_NONE 1.
+    pub how: i32,
+    /// Signal.
+    pub signal: i32,
+    /// sigev_value.
+    pub value: u64,
 }
 
 /// A regular file.

@@ -1,7 +1,9 @@
-//! inotify_add_watch(2): where the path led is written down, for the kernel will not tell (see `slackwater_objects::watched`).
+//! inotify_add_watch(2) and mq_notify(3): where the path led, and what comes with the signal, is written down, for the kernel
+//! will not tell (see `slackwater_objects::watched`).
 use super::{connected, gate::Birth, keep_errno};
 use crate::sys;
 use core::ffi::{CStr, c_char, c_int};
+use libc::sigevent;
 use slackwater_hook::hook;
 use slackwater_objects::watched;
 
@@ -22,5 +24,20 @@ hook! {
             drop(birth);
         }
         wd
+    }
+
+    unsafe fn mq_notify(queue: c_int, event: *const sigevent) -> c_int {
+        // SAFETY: arguments as the program gave them.
+        let result = unsafe { real::mq_notify(queue, event) };
+        if result == 0 && !event.is_null() && connected() {
+            let birth = Birth::enter();
+            keep_errno(|| {
+                // SAFETY: libc has just read it.
+                let event = unsafe { &*event };
+                watched::remember_notice(queue, event.sigev_notify, event.sigev_value.sival_ptr as u64);
+            });
+            drop(birth);
+        }
+        result
     }
 }

@@ -30,10 +30,7 @@ pub fn regular(fd: i32, st: &libc::stat, link: Vec<u8>) -> Result<Kind> {
     }
     let filesystem = sys::filesystem(fd).unwrap_or(0);
     if filesystem == MQUEUE_MAGIC {
-        return Err(CaptureError::new(
-            fd,
-            format!("POSIX message queue {}: not supported; close it before the checkpoint", sys::lossy(&link)),
-        ));
+        return super::mq::describe(fd, st, &link);
     }
     let deleted = st.st_nlink == 0;
     let mut path = link;

@@ -18,6 +18,7 @@ mod anon;
 mod fdinfo;
 pub(crate) mod file;
 mod ipc;
+mod mq;
 mod pipe;
 mod tty;
 mod watch;
@@ -63,7 +64,7 @@ pub(crate) type Result<T> = core::result::Result<T, CaptureError>;
 /// An object that cannot be brought back (see docs/coverage.md), or a kernel that does not answer.
 pub fn capture(exclude: &[i32]) -> Result<Table> {
     let mut table = survey(exclude)?;
-    fill(&mut table)?;
+    fill(&mut table, |_, _| false)?;
     Ok(table)
 }
 
@@ -146,11 +147,12 @@ pub fn settle(table: &mut Table) {
     }
 }
 
-/// Takes what changes: offsets, counters, unread bytes, socket states. All processes of the computation must stand.
+/// Takes what changes: offsets, counters, unread bytes, socket states, messages in queues that no other process saves
+/// (`elsewhere`, by device and inode). All processes of the computation must stand.
 ///
 /// # Errors
 /// As [`capture`].
-pub fn fill(table: &mut Table) -> Result<()> {
+pub fn fill(table: &mut Table, elsewhere: impl Fn(u64, u64) -> bool) -> Result<()> {
     settle(table);
     table.realtime_ns = sys::clock(libc::CLOCK_REALTIME).map_err(|e| CaptureError::call(-1, "clock_gettime", e))?;
     let mut saved: Vec<(u64, u64)> = Vec::new();
@@ -184,6 +186,10 @@ pub fn fill(table: &mut Table) -> Result<()> {
                     pipe::unread(fd, pipe)?;
                     saved.push(key);
                 }
+                Kind::MessageQueue(queue) if !elsewhere(open.dev, open.ino) => {
+                    mq::fill(fd, queue)?;
+                    saved.push(key);
+                }
                 _ => {}
             }
         }
@@ -195,6 +201,23 @@ pub fn fill(table: &mut Table) -> Result<()> {
 /// One entry a description: what the coordinator compares between processes by kcmp(2).
 pub fn keys(table: &Table) -> impl Iterator<Item = (i32, u64, u64)> + '_ {
     table.opens.iter().map(|open| (open.fd, open.dev, open.ino))
+}
+
+/// In a process that has been restarted, and closes no descriptors any more: what it would have lost by that.
+///
+/// # Errors
+/// As [`capture`].
+pub fn restarted(table: &Table) -> Result<()> {
+    mq::restarted(table)
+}
+
+/// Device and inode of what is received to be saved, which one process alone may do; and whether this one can.
+pub fn saved_once(table: &Table) -> impl Iterator<Item = (u64, u64, bool)> + '_ {
+    let me = sys::getpid();
+    table.opens.iter().filter_map(move |open| match &open.kind {
+        Kind::MessageQueue(queue) => Some((open.dev, open.ino, mq::can_save(queue, me))),
+        _ => None,
+    })
 }
 
 // A sock_diag socket, opened when the first socket is met.

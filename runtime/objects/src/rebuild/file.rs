@@ -98,12 +98,8 @@ pub fn named(p: &mut Prepared<'_>, id: Id, file: &File, flags: i32) -> Result<i3
     let path = p.options.map(&file.path);
     let policy = p.options.files;
     let flags = flags & REOPEN;
-    let error = |what: String, source: Option<io::Error>| RebuildError {
-        member: p.tables[id.0].0,
-        fd: p.open(id).fd,
-        what,
-        source,
-    };
+    let (member, number) = (p.tables[id.0].0, p.open(id).fd);
+    let error = |what: String, source: Option<io::Error>| RebuildError { member, fd: number, what, source };
     let opened = os::open(&path, flags, 0).or_else(|e| match e.raw_os_error() {
         // Only a file's owner may ask for O_NOATIME.
         Some(libc::EPERM) if flags & libc::O_NOATIME != 0 => os::open(&path, flags & !libc::O_NOATIME, 0),
@@ -118,6 +114,11 @@ pub fn named(p: &mut Prepared<'_>, id: Id, file: &File, flags: i32) -> Result<i3
             fill(made, file, file.contents.as_ref()).map_err(|e| error(format!("writing {}", show(&path)), Some(e)))?;
             os::close(made);
             os::open(&path, flags, 0).map_err(|e| error(format!("opening {}", show(&path)), Some(e)))?
+        }
+        // The process will not come back: what is read of one that has ended is ESRCH, as before.
+        Err(e) if gone(&e) && policy != Files::Fail && of_a_process(&path).is_some() => {
+            p.warn(id, format!("{} is gone: it stands for a process that has ended", show(&path)));
+            dead(&path).map_err(|e| error(format!("opening {}", show(&path)), Some(e)))?
         }
         Err(e) => {
             let hint = match e.raw_os_error() {
@@ -177,11 +178,41 @@ pub fn directory(p: &mut Prepared<'_>, id: Id, path: &[u8], offset: i64, deleted
             std::fs::remove_dir(folder).map_err(|e| p.error(id, format!("removing {}", folder.display()), e))?;
         }
     }
+    let fd = match fd {
+        Err(e) if gone(&e) && p.options.files != Files::Fail && of_a_process(&mapped).is_some() => {
+            p.warn(id, format!("{} is gone: it stands for a process that has ended", show(&mapped)));
+            return dead(&mapped).map_err(|e| p.error(id, format!("opening {}", show(&mapped)), e));
+        }
+        other => other,
+    };
     let fd = fd.map_err(|e| p.error(id, format!("opening the directory {}", show(&mapped)), e))?;
     if offset != 0 && !deleted {
         os::seek(fd, offset).map_err(|e| p.error(id, format!("setting the offset in {}", show(&mapped)), e))?;
     }
     Ok(fd)
+}
+
+/// There is no such file, or no such process.
+fn gone(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}
+
+/// What follows the number in /proc/NUMBER and below.
+fn of_a_process(path: &[u8]) -> Option<&[u8]> {
+    let rest = path.strip_prefix(b"/proc/")?;
+    let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
+    (digits > 0 && (rest.len() == digits || rest[digits] == b'/')).then(|| &rest[digits..])
+}
+
+/// The same of a process that has ended since it was opened.
+fn dead(path: &[u8]) -> io::Result<i32> {
+    let rest = of_a_process(path).unwrap_or_default();
+    os::of_the_dead(|child| {
+        let base = format!("/proc/{child}").into_bytes();
+        os::open(&[&base, rest].concat(), libc::O_RDONLY, 0)
+            // A thread, or a descriptor, which the child has not.
+            .or_else(|_| os::open(&[&base[..], b"/stat"].concat(), libc::O_RDONLY, 0))
+    })
 }
 
 /// Is it in a place whose files are kept in the image because they may be gone?
@@ -205,4 +236,28 @@ pub fn parents(path: &[u8]) -> io::Result<()> {
 /// A path for people.
 pub fn show(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_a_process() {
+        assert_eq!(of_a_process(b"/proc/12"), Some(&b""[..]));
+        assert_eq!(of_a_process(b"/proc/12/task/13/stat"), Some(&b"/task/13/stat"[..]));
+        for other in [&b"/proc/meminfo"[..], b"/proc/12x", b"/proc/", b"/proc/self/stat", b"/tmp/12"] {
+            assert_eq!(of_a_process(other), None);
+        }
+    }
+
+    #[test]
+    fn the_dead_answer_esrch() {
+        for path in [&b"/proc/1/stat"[..], b"/proc/1/fdinfo/4000", b"/proc/1/task/1/stat"] {
+            let fd = dead(path).expect("a file");
+            let read = os::read(fd, &mut [0; 64]);
+            os::close(fd);
+            assert_eq!(read.expect_err("it lives").raw_os_error(), Some(libc::ESRCH), "{}", show(path));
+        }
+    }
 }

@@ -38,12 +38,20 @@ pub fn one(p: &mut Prepared<'_>, id: Id) -> Result<i32> {
         Kind::Signal { mask } => os::signalfd(*mask).map_err(|e| failed(p, "making a signalfd", e))?,
         Kind::Epoll { .. } => os::epoll().map_err(|e| failed(p, "making an epoll set", e))?,
         Kind::Inotify { watches } => inotify(p, watches).map_err(|e| failed(p, "making an inotify instance", e))?,
-        Kind::Pid { pid } => match pid {
+        Kind::Pid { pid } => {
             // PIDFD_NONBLOCK is O_NONBLOCK, PIDFD_THREAD is O_EXCL.
-            Some(pid) => os::pidfd(*pid, (open.flags & (libc::O_NONBLOCK | libc::O_EXCL)) as u32),
-            None => os::dead_pidfd(),
+            let flags = (open.flags & (libc::O_NONBLOCK | libc::O_EXCL)) as u32;
+            match pid.map(|pid| os::pidfd(pid, flags)) {
+                Some(Err(e)) if e.raw_os_error() == Some(libc::ESRCH) => {
+                    let pid = pid.unwrap_or_default();
+                    p.warn(id, format!("its process {pid} was outside of the computation: it has ended"));
+                    os::dead_pidfd()
+                }
+                Some(other) => other,
+                None => os::dead_pidfd(),
+            }
+            .map_err(|e| failed(p, &format!("opening a pidfd of process {pid:?}"), e))?
         }
-        .map_err(|e| failed(p, &format!("opening a pidfd of process {pid:?}"), e))?,
         Kind::Terminal(terminal) if tty::is_controlling(terminal) => {
             let flags = open.flags & (libc::O_ACCMODE | libc::O_NONBLOCK);
             match os::open(b"/dev/tty", flags, 0) {
@@ -58,7 +66,7 @@ pub fn one(p: &mut Prepared<'_>, id: Id) -> Result<i32> {
             }
         }
         // Made by `prepare` for all processes.
-        Kind::Pipe(_) | Kind::Master(_) | Kind::Terminal(_) | Kind::Socket(_) => {
+        Kind::Pipe(_) | Kind::Master(_) | Kind::Terminal(_) | Kind::Socket(_) | Kind::MessageQueue(_) => {
             return Err(failed(p, "not prepared in the root", io::Error::from_raw_os_error(libc::EBADF)));
         }
     };

@@ -15,6 +15,7 @@ mod group;
 mod install;
 pub mod ipc;
 mod make;
+mod mq;
 mod os;
 mod outside;
 mod pipe;
@@ -200,6 +201,7 @@ pub fn prepare<'a>(c: &Computation<'a>) -> Result<Prepared<'a>> {
     pipe::all(&mut p)?;
     tty::all(&mut p)?;
     socket::all(&mut p)?;
+    mq::all(&mut p)?;
     // The rest of what several processes hold.
     for (lead, group) in p.groups.iter() {
         if group.processes < 2

@@ -213,13 +213,18 @@ pub fn pidfd(pid: i32, flags: u32) -> Result<i32> {
 
 /// A pidfd of a process that has ended and was waited for.
 pub fn dead_pidfd() -> Result<i32> {
+    of_the_dead(|child| pidfd(child, 0))
+}
+
+/// Opens something of a child that has ended and been waited for when this returns.
+pub fn of_the_dead(open: impl FnOnce(i32) -> Result<i32>) -> Result<i32> {
     // SAFETY: the child does nothing but end, by the system call itself.
     let child = check(unsafe { libc::fork() } as i64)? as i32;
     if child == 0 {
         // SAFETY: as above.
         unsafe { libc::_exit(0) };
     }
-    let fd = pidfd(child, 0);
+    let fd = open(child);
     let mut status = 0;
     // SAFETY: our own child.
     check(unsafe { libc::waitpid(child, &mut status, 0) } as i64)?;
