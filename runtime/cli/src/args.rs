@@ -128,6 +128,9 @@ pub struct Restart {
     /// Files that were open and have changed since: keep them, restore what the image has of them, or fail
     #[arg(long, default_value = "keep", value_parser = ["keep", "restore", "fail"])]
     pub files: String,
+    /// Connections whose other end is outside the computation: reset, they come back broken, or fail, they stop the restart
+    #[arg(long, default_value = "reset", value_parser = ["reset", "fail"])]
+    pub external: String,
 }
 
 /// How checkpoints are taken.

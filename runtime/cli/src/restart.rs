@@ -1,7 +1,7 @@
 //! `slackwater restart`: brings a generation back and stands for its first process.
 use crate::args;
 use anyhow::{Context, Result};
-use slackwater_restart::Files;
+use slackwater_restart::{External, Files};
 use std::env;
 
 /// Returns only if it fails: a computation that came back ends this process as its own first process ends.
@@ -18,6 +18,7 @@ pub fn restart(restart: args::Restart) -> Result<()> {
         map_path: restart.map_path,
         env: restart.env,
         files,
+        external: if restart.external == "fail" { External::Fail } else { External::Reset },
         coordinator,
         program: env::current_exe().context("cannot find the slackwater executable")?,
     };

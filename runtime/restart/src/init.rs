@@ -133,7 +133,7 @@ impl Init<'_> {
     fn object_options(&self) -> rebuild::Options {
         let bytes = |p: &std::path::Path| p.as_os_str().as_encoded_bytes().to_vec();
         let map_path = self.options.map_path.iter().map(|(old, new)| (bytes(old), bytes(new))).collect();
-        rebuild::Options { files: self.options.files, map_path, ..rebuild::Options::default() }
+        rebuild::Options { files: self.options.files, map_path, external: self.options.external }
     }
 
     /// In this namespace, so that it sees processes by the numbers that they have themselves.

@@ -29,7 +29,7 @@ pub mod tree;
 
 pub use generation::{Generation, Saved};
 pub use outer::{End, restart};
-pub use slackwater_objects::rebuild::Files;
+pub use slackwater_objects::rebuild::{External, Files};
 pub use sys::SharedPage;
 
 use std::path::PathBuf;
@@ -47,6 +47,8 @@ pub struct Options {
     pub env: Vec<String>,
     /// Files that changed since the checkpoint.
     pub files: Files,
+    /// Connections that lead out of the computation.
+    pub external: External,
     /// How the new coordinator is to work.
     pub coordinator: slackwater_coordinator::Options,
     /// The `slackwater` executable, for the coordinator.
