@@ -6,7 +6,8 @@ use alloc::{format, string::String, vec, vec::Vec};
 
 use crate::diag::Diag;
 use crate::model::{Message, Socket, State, Tcp, Unix};
-use crate::sys::{self, Errno};
+use crate::rights;
+use crate::sys::{self, Errno, Owned};
 
 /// Why a socket cannot be checkpointed.
 pub type Result<T> = core::result::Result<T, String>;
@@ -33,9 +34,9 @@ impl From<String> for Refusal {
 }
 
 const SO_PEEK_OFF: i32 = 42;
-const SO_PASSCRED: i32 = 16;
-const MSG_CTRUNC: i32 = 8;
 const MSG_TRUNC: i32 = 0x20;
+/// How often it is tried to get the turn at a queue: seconds.
+const TURNS: u32 = 10_000_000;
 /// As much as is peeked at in one call, of a stream; more than most datagrams have.
 const PART: usize = 64 * 1024;
 
@@ -94,20 +95,23 @@ pub fn describe(fd: i32, s: &mut Socket, diag: &Diag) -> Result<()> {
     Ok(())
 }
 
+/// Names a descriptor that is under way in a Unix socket, given a copy of it (which is the caller's to close).
+pub type Name<'a> = &'a mut dyn FnMut(Owned) -> core::result::Result<u32, Refusal>;
+
 /// Takes options and unread bytes.
 ///
 /// # Errors
 /// Bytes that cannot be taken without receiving them, in words.
-pub fn fill(fd: i32, s: &mut Socket, diag: &Diag) -> core::result::Result<(), Refusal> {
+pub fn fill(fd: i32, s: &mut Socket, diag: &Diag, name: Name<'_>) -> core::result::Result<(), Refusal> {
     s.options = diag.options(fd, s);
     if matches!(s.state, State::Listening { .. } | State::Connecting) || s.family == libc::AF_NETLINK {
         return Ok(());
     }
     if s.family == libc::AF_UNIX {
-        return unix_queue(fd, s);
+        return unix_queue(fd, s, name);
     }
     if s.kind == libc::SOCK_DGRAM {
-        s.queue = messages(fd, false)?;
+        s.queue = messages(fd, s.ino, false, name)?;
         return Ok(());
     }
     if s.state == State::Connected
@@ -282,7 +286,7 @@ fn unix(fd: i32, s: &mut Socket, diag: &Diag) -> Result<()> {
     Ok(())
 }
 
-fn unix_queue(fd: i32, s: &mut Socket) -> core::result::Result<(), Refusal> {
+fn unix_queue(fd: i32, s: &mut Socket, name: Name<'_>) -> core::result::Result<(), Refusal> {
     // One that waits to be accepted cannot be peeked into; its peer knows whether something lies there.
     if s.state == State::Connected && s.unix.as_ref().is_some_and(|u| u.peer == Some(0)) {
         let out: i32 = sys::ioctl_get(fd, 0x5411 /* SIOCOUTQ */).unwrap_or(0);
@@ -292,76 +296,127 @@ fn unix_queue(fd: i32, s: &mut Socket) -> core::result::Result<(), Refusal> {
             ));
         }
     }
-    s.queue = messages(fd, s.kind == libc::SOCK_STREAM)?;
+    s.queue = messages(fd, s.ino, s.kind == libc::SOCK_STREAM, name)?;
     Ok(())
 }
 
+/// Hands copies of the descriptors that are under way in this socket's queue to `name`, and nothing else: for who wants to know
+/// of them before [`fill`].
+///
+/// # Errors
+/// Those of `name`, or a kernel that does not answer.
+pub fn under_way(fd: i32, s: &Socket, name: Name<'_>) -> core::result::Result<(), Refusal> {
+    if s.family != libc::AF_UNIX {
+        return Ok(());
+    }
+    messages(fd, s.ino, s.kind == libc::SOCK_STREAM, name).map(|_| ())
+}
+
 // Peeks at everything, message by message, by way of SO_PEEK_OFF.
-fn messages(fd: i32, stream: bool) -> core::result::Result<Vec<Message>, Refusal> {
+fn messages(fd: i32, ino: u64, stream: bool, name: Name<'_>) -> core::result::Result<Vec<Message>, Refusal> {
     if sys::poll_now(fd, libc::POLLIN).unwrap_or(libc::POLLIN) & libc::POLLIN == 0 {
         return Ok(Vec::new());
     }
+    let _turn = turn(ino)?;
     let before = sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, SO_PEEK_OFF).unwrap_or(-1);
     sys::setsockopt(fd, libc::SOL_SOCKET, SO_PEEK_OFF, 0).map_err(|e| failed("setsockopt(SO_PEEK_OFF)", e))?;
-    let result = peek_all(fd, stream);
+    let result = peek_all(fd, stream, name);
     let _ = sys::setsockopt(fd, libc::SOL_SOCKET, SO_PEEK_OFF, before);
     result
 }
 
-fn peek_all(fd: i32, stream: bool) -> core::result::Result<Vec<Message>, Refusal> {
-    let passes_credentials = sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, SO_PASSCRED).unwrap_or(0) != 0;
-    let mut out: Vec<Message> = Vec::new();
-    let queued: i32 = sys::ioctl_get(fd, libc::FIONREAD).unwrap_or(0);
-    let mut buffer = vec![0u8; (queued.max(0) as usize).clamp(1, PART)];
-    loop {
-        let mut from = [0u8; 128];
-        // Room for credentials and nothing more: descriptors in flight then show as truncation, and are not installed.
-        let mut control = [0u8; 32];
-        let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-        // SAFETY: zero is a valid value for all fields of msghdr.
-        let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
-        message.msg_name = from.as_mut_ptr().cast();
-        message.msg_namelen = from.len() as u32;
-        message.msg_iov = &raw mut part;
-        message.msg_iovlen = 1;
-        if passes_credentials {
-            message.msg_control = control.as_mut_ptr().cast();
-            message.msg_controllen = control.len() as _;
-        }
-        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | if stream { 0 } else { MSG_TRUNC };
-        // SAFETY: all pointers in `message` are to live buffers of the lengths given.
-        let n = match unsafe {
-            sys::call(libc::SYS_recvmsg, [fd as usize, &raw mut message as usize, flags as usize, 0, 0, 0])
+// SO_PEEK_OFF is the socket's, and several processes that share it look at its queue at the same time: one after the other. Who
+// has the abstract name (unix(7)) of this socket's queue has the turn.
+fn turn(ino: u64) -> core::result::Result<Owned, Refusal> {
+    let name = format!("\0slackwater-queue-{ino}");
+    let mut address: Vec<u8> = (libc::AF_UNIX as u16).to_ne_bytes().into();
+    address.extend_from_slice(name.as_bytes());
+    let socket = sys::socket(libc::AF_UNIX, libc::SOCK_DGRAM, 0).map_err(|e| failed("socket", e))?;
+    for _ in 0..TURNS {
+        // SAFETY: `address` is readable for its length.
+        match unsafe {
+            sys::call(libc::SYS_bind, [socket.0 as usize, address.as_ptr() as usize, address.len(), 0, 0, 0])
         } {
-            Ok(n) => n,
+            Ok(_) => return Ok(socket),
+            Err(Errno(libc::EADDRINUSE)) => sys::give_way(),
+            Err(e) => return Err(failed("bind", e).into()),
+        }
+    }
+    Err(Refusal::passing("another process has been looking at this socket's queue for long"))
+}
+
+fn peek_all(fd: i32, stream: bool, name: Name<'_>) -> core::result::Result<Vec<Message>, Refusal> {
+    let flags = if stream { 0 } else { MSG_TRUNC };
+    let back_to = |at| {
+        sys::setsockopt(fd, libc::SOL_SOCKET, SO_PEEK_OFF, at as i32).map_err(|e| failed("setsockopt(SO_PEEK_OFF)", e))
+    };
+    // A process that does not stand yet may receive what this one looks at.
+    let moved = |e| {
+        Refusal::passing(format!(
+            "descriptors (SCM_RIGHTS) under way in this Unix socket were received meanwhile ({e})"
+        ))
+    };
+    let mut out: Vec<Message> = Vec::new();
+    let queued = sys::ioctl_get::<i32>(fd, libc::FIONREAD).unwrap_or(0).max(0) as usize;
+    let mut buffer = vec![0u8; queued.clamp(1, PART)];
+    let mut passed = 0;
+    loop {
+        // No room for ancillary data: if there is any, it shows as cut off, and no descriptor is installed.
+        let seen = match rights::peek(fd, &mut buffer, 0, flags) {
+            Ok(seen) => seen,
             Err(Errno(libc::EAGAIN | libc::ENOTCONN | libc::EINVAL)) => break,
             Err(e) => return Err(failed("peeking at a socket's queue", e).into()),
         };
-        if message.msg_flags & MSG_CTRUNC != 0 {
-            return Err(Refusal::passing(
-                "descriptors (SCM_RIGHTS) are under way in this Unix socket and not received yet",
-            ));
-        }
-        if stream && n == 0 {
+        if stream && seen.length == 0 {
             break;
         }
-        if n > buffer.len() {
-            // A datagram larger than the buffer was peeked at; the offset stands inside it now.
-            buffer = vec![0u8; n];
-            let passed: usize = out.iter().map(|m| m.data.len()).sum();
-            sys::setsockopt(fd, libc::SOL_SOCKET, SO_PEEK_OFF, passed as i32)
-                .map_err(|e| failed("setsockopt(SO_PEEK_OFF)", e))?;
+        // A datagram larger than the buffer was peeked at: the offset stands inside it now. Of a stream, all of what descriptors
+        // came with must be seen, for it ends where its sender's message ended.
+        let wanted = if stream && seen.cut { queued - passed.min(queued) } else { seen.length };
+        if wanted > buffer.len() {
+            buffer = vec![0u8; wanted];
+            back_to(passed)?;
             continue;
         }
         // The end of a sequence of packets reads as one of no bytes.
-        if n == 0 && message.msg_namelen == 0 && shut(fd).0 {
+        if seen.length == 0 && seen.from.is_empty() && shut(fd).0 {
             break;
         }
-        let data = buffer[..n].to_vec();
-        match out.last_mut() {
-            Some(last) if stream => last.data.extend_from_slice(&data),
-            _ => out.push(Message { data, from: from[..(message.msg_namelen as usize).min(128)].to_vec() }),
+        let mut boundary = 0;
+        let mut names = Vec::new();
+        if seen.cut {
+            back_to(passed)?;
+            let again = rights::peek(fd, &mut buffer, rights::ROOM, flags).map_err(moved)?;
+            if again.length != seen.length {
+                return Err(moved(Errno(libc::EAGAIN)));
+            }
+            if again.cut {
+                return Err(Refusal::passing(
+                    "descriptors (SCM_RIGHTS) are under way in this Unix socket, and the limit of open files leaves no room to look at them",
+                ));
+            }
+            if stream && !again.descriptors.is_empty() {
+                back_to(passed)?;
+                boundary = rights::before(fd, &mut buffer[..seen.length]).map_err(moved)?;
+                back_to(passed + seen.length)?;
+            }
+            for descriptor in again.descriptors {
+                names.push(name(descriptor)?);
+            }
         }
+        passed += seen.length;
+        let (first, second) = buffer[..seen.length].split_at(boundary);
+        if !first.is_empty() || stream && names.is_empty() {
+            let data = if names.is_empty() { second } else { first };
+            match out.last_mut() {
+                Some(last) if stream && last.rights.is_empty() => last.data.extend_from_slice(data),
+                _ => out.push(Message { data: data.to_vec(), ..Message::default() }),
+            }
+            if names.is_empty() {
+                continue;
+            }
+        }
+        out.push(Message { data: second.to_vec(), from: seen.from, rights: names });
     }
     Ok(out)
 }
@@ -391,6 +446,6 @@ fn stream(fd: i32, s: &mut Socket) -> Result<()> {
         Ok(n) if n == data.len() => {}
         other => return Err(format!("of {queued} unread bytes peeking gave {other:?} (urgent data is not supported)")),
     }
-    s.queue = vec![Message { data, from: Vec::new() }];
+    s.queue = vec![Message { data, ..Message::default() }];
     Ok(())
 }

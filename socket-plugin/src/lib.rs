@@ -14,9 +14,11 @@ pub mod model;
 pub mod options;
 #[cfg(feature = "rebuild")]
 pub mod rebuild;
+
+mod rights;
 pub mod sys;
 
-pub use capture::{Refusal, describe, fill, quiet, recognise, settle};
+pub use capture::{Name, Refusal, describe, fill, quiet, recognise, settle, under_way};
 
 /// Payload bytes (written, arrived) in a connection's life, out of `struct tcp_info` (Linux 4.19 has all fields).
 ///

@@ -67,6 +67,8 @@ pub struct Message {
     pub data: Vec<u8>,
     /// Sender's address, of datagrams.
     pub from: Vec<u8>,
+    /// Descriptors that are under way with it (SCM_RIGHTS of unix(7)), as the capture's caller names them.
+    pub rights: Vec<u32>,
 }
 
 /// Unix sockets.

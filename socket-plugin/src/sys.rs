@@ -352,6 +352,11 @@ pub fn clock(clock: i32) -> Result<i64> {
     Ok(t.tv_sec * 1_000_000_000 + t.tv_nsec)
 }
 
+/// sched_yield(2).
+pub fn give_way() {
+    let _ = plain(libc::SYS_sched_yield, [0; 6]);
+}
+
 /// getpid(2).
 pub fn getpid() -> i32 {
     plain(libc::SYS_getpid, [0; 6]).unwrap_or(0) as i32

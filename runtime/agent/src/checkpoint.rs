@@ -314,6 +314,7 @@ impl Keeper {
                 let threads = threads.tids.len() as u32;
                 send(&FromProcess::Suspended { generation, threads, descriptors, shared })?;
             }
+            Err(reason) if survey.passing => send(&FromProcess::Unready { generation, reason })?,
             Err(reason) => send(&FromProcess::Failed { generation, reason })?,
         }
         let result = loop {
@@ -365,6 +366,9 @@ impl Keeper {
                 Err(e) => break Err(e),
             }
         };
+        if result.is_err() {
+            _ = stop::as_program(|| survey.settle());
+        }
         if let Err(e) = plugins::dispatch(Event::Resume, 0, self.member, generation) {
             _ = send(&FromProcess::Log { line: format!("resume: {e}") });
         }

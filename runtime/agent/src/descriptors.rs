@@ -14,7 +14,7 @@ use slackwater_protocol::message::{DescriptorKey, SharedRange};
 pub struct Survey {
     table: Option<Table>,
     shared: Shared,
-    /// What made [`Survey::fill`] or [`Survey::quiet`] fail passes when the program runs on.
+    /// What made [`Survey::take`], [`Survey::fill`] or [`Survey::quiet`] fail passes when the program runs on.
     pub passing: bool,
     /// How often [`Survey::quiet`] has said no.
     rounds: u32,
@@ -30,7 +30,10 @@ impl Survey {
     /// # Errors
     /// A descriptor that cannot be brought back.
     pub fn take(&mut self, exclude: &[i32]) -> Result<(Vec<DescriptorKey>, Vec<SharedRange>), String> {
-        let table = slackwater_objects::survey(exclude).map_err(|e| e.to_string())?;
+        let table = slackwater_objects::survey(exclude).map_err(|e| {
+            self.passing = e.passing;
+            e.to_string()
+        })?;
         let keys = slackwater_objects::keys(&table).map(|(fd, dev, ino)| DescriptorKey { fd, dev, ino }).collect();
         self.table = Some(table);
         let (shared, mut ranges) = Shared::take()?;
@@ -64,6 +67,7 @@ impl Survey {
     /// The checkpoint is off: takes back what [`Survey::quiet`] changed.
     pub fn settle(&mut self) {
         self.table.iter_mut().for_each(slackwater_objects::settle);
+        self.table.iter_mut().for_each(slackwater_objects::release);
     }
 
     /// Offsets, counters, unread bytes, System V objects but for those that others save; sections of the image.
@@ -74,7 +78,9 @@ impl Survey {
     pub fn fill(&mut self, exclude: &[i32], elsewhere: &[SharedRange]) -> Result<Vec<(String, Vec<u8>)>, String> {
         let table = self.table.get_or_insert_default();
         let others = |dev, ino| elsewhere.iter().any(|s| (s.dev, s.ino) == (dev, ino));
-        slackwater_objects::fill(table, others).map_err(|e| {
+        let filled = slackwater_objects::fill(table, others);
+        slackwater_objects::release(table);
+        filled.map_err(|e| {
             self.passing = e.passing;
             e.to_string()
         })?;

@@ -16,6 +16,7 @@ pub mod rebuild;
 pub mod watched;
 
 pub use capture::{
-    CaptureError, Mapped, capture, fill, fill_ipc, keys, quiet, restarted, saved_once, settle, survey, survey_ipc,
+    CaptureError, Mapped, capture, fill, fill_ipc, keys, quiet, release, restarted, saved_once, settle, survey,
+    survey_ipc,
 };
 pub use model::Table;

@@ -19,6 +19,22 @@ pub struct Table {
     /// How often it was asked whether all is quiet. In no image.
     #[serde(skip)]
     pub rounds: u32,
+    /// Descriptors of the runtime's: copies of what is under way in Unix sockets. In no image.
+    #[serde(skip)]
+    pub copies: Vec<i32>,
+}
+
+impl Table {
+    /// Of each of [`Table::opens`]: whether the process has a descriptor of it. The others are under way in Unix sockets.
+    pub fn held(&self) -> Vec<bool> {
+        let mut held = alloc::vec![false; self.opens.len()];
+        for d in &self.descriptors {
+            if let Some(held) = held.get_mut(d.open as usize) {
+                *held = true;
+            }
+        }
+        held
+    }
 }
 
 /// A descriptor number.

@@ -37,6 +37,12 @@ pub fn unix(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
         super::unix::bind(w, i, fd)?;
         w.made[i] = Some(fd);
     }
+    Ok(())
+}
+
+/// Their unread datagrams, then their connections.
+pub fn unix_queues(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
+    let mine = |s: &Socket| s.family == libc::AF_UNIX && s.kind == libc::SOCK_DGRAM;
     // Names -> sockets, to send from.
     let names: HashMap<&[u8], i32> = w
         .sockets
@@ -62,10 +68,11 @@ pub fn unix(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
             {
                 os::connect(fd, name).map_err(|e| w.error(i, "connecting a Unix datagram socket", e))?;
             }
+            let rights = w.rights(i, m).map_err(|e| w.error(i, "an unread datagram", e))?;
             let sent = if named(&s.local) {
-                refill_unix(&names, m, &s.local, w.base)
+                refill_unix(&names, m, &s.local, &rights, w.base)
             } else if let Some(peer) = peers.of[i].and_then(|j| w.made[j]) {
-                send(peer, m, &[])
+                send(peer, m, &[], &rights)
             } else {
                 // An unnamed receiver whose peer is gone: what it has not read came through a pair.
                 Err(io::Error::other("its sender is closed, and nobody else can send to a socket without a name"))
@@ -97,20 +104,20 @@ pub fn unix(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
     Ok(())
 }
 
-fn send(fd: i32, m: &Message, to: &[u8]) -> io::Result<()> {
-    match os::send(fd, &m.data, to) {
+fn send(fd: i32, m: &Message, to: &[u8], rights: &[i32]) -> io::Result<()> {
+    match os::send_with(fd, &m.data, to, rights) {
         Err(e) if matches!(e.raw_os_error(), Some(libc::EMSGSIZE | libc::EAGAIN)) => {
             let now = crate::sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap_or(0);
             options::grow(fd, libc::SO_SNDBUF, now + m.data.len() as i32);
-            os::send(fd, &m.data, to).map(|_| ())
+            os::send_with(fd, &m.data, to, rights).map(|_| ())
         }
         other => other.map(|_| ()),
     }
 }
 
-fn refill_unix(names: &HashMap<&[u8], i32>, m: &Message, to: &[u8], base: i32) -> io::Result<()> {
+fn refill_unix(names: &HashMap<&[u8], i32>, m: &Message, to: &[u8], rights: &[i32], base: i32) -> io::Result<()> {
     if let Some(&fd) = names.get(m.from.as_slice()) {
-        return send(fd, m, to);
+        return send(fd, m, to, rights);
     }
     // The sender is gone, or has no name: one for the moment.
     let fd = os::socket(libc::AF_UNIX, libc::SOCK_DGRAM, 0, base)?;
@@ -123,7 +130,7 @@ fn refill_unix(names: &HashMap<&[u8], i32>, m: &Message, to: &[u8], base: i32) -
         if named(&m.from) {
             os::bind(fd, &m.from)?;
         }
-        send(fd, m, to)
+        send(fd, m, to, rights)
     })();
     os::close(fd);
     if !path.as_os_str().is_empty() && done.is_ok() {
@@ -188,7 +195,7 @@ fn refill_udp(w: &Work<'_>, i: usize, fd: i32, m: &Message) -> io::Result<()> {
     let from = os::socket(s.family, s.kind, s.protocol, w.base)?;
     crate::sys::setsockopt(from, libc::SOL_SOCKET, crate::options::SO_REUSEADDR, 1)
         .map_err(|e| io::Error::from_raw_os_error(e.0))?;
-    let done = os::bind(from, &m.from).and_then(|()| send(from, m, &to));
+    let done = os::bind(from, &m.from).and_then(|()| send(from, m, &to, &[]));
     os::close(from);
     done
 }

@@ -9,7 +9,7 @@ use std::fmt;
 use std::io;
 
 use crate::address::Endpoint;
-use crate::model::{Socket, State, Tcp};
+use crate::model::{Message, Socket, State, Tcp};
 
 mod datagram;
 mod options;
@@ -47,16 +47,31 @@ pub struct Made {
 
 type Result<T> = std::result::Result<T, RebuildError>;
 
+/// Finds the descriptor for which a name in a message's `rights` stands: (index of the socket, name, descriptors of the sockets).
+pub type Rights<'a> = &'a dyn Fn(usize, u32, &[Option<i32>]) -> Option<i32>;
+
 struct Work<'a> {
     sockets: &'a [&'a Socket],
     base: i32,
     made: Vec<Option<i32>>,
     warnings: Vec<(usize, String)>,
+    rights: Rights<'a>,
+    // Unix connections whose unread bytes come when all is made, for descriptors may come with them.
+    unfilled: Vec<unix::Unfilled>,
 }
 
 impl Work<'_> {
     fn error(&self, index: usize, what: impl Into<String>, source: io::Error) -> RebuildError {
         RebuildError { index, what: what.into(), source }
+    }
+
+    // What came with a message of socket `i`.
+    fn rights(&self, i: usize, m: &Message) -> io::Result<Vec<i32>> {
+        let find = |&name: &u32| {
+            (self.rights)(i, name, &self.made)
+                .ok_or_else(|| io::Error::other("a descriptor that was under way with it could not be made"))
+        };
+        m.rights.iter().map(find).collect()
     }
 
     fn warn(&mut self, index: usize, what: impl Into<String>) {
@@ -96,6 +111,18 @@ pub fn peers(sockets: &[&Socket]) -> Peers {
     out
 }
 
+/// Both ends of a connection, for people.
+pub fn show(s: &Socket) -> String {
+    match ends(s) {
+        Some(_) => format!("from {} to {}", tcp::show(&s.local), tcp::show(&s.peer)),
+        None if unix::named(&s.peer) => format!("to the Unix socket {}", unix::show(&s.peer)),
+        None if unix::named(&s.local) => {
+            format!("of the Unix socket {} to a client without a name", unix::show(&s.local))
+        }
+        None => "to a Unix socket without a name".into(),
+    }
+}
+
 // (local, peer) of a TCP connection.
 fn ends(s: &Socket) -> Option<(Endpoint, Endpoint)> {
     s.tcp?;
@@ -106,7 +133,7 @@ fn ends(s: &Socket) -> Option<(Endpoint, Endpoint)> {
 ///
 /// # Errors
 /// The first that cannot be made, and why.
-pub fn all(sockets: &[&Socket], base: i32) -> Result<Made> {
+pub fn all(sockets: &[&Socket], base: i32, rights: Rights<'_>) -> Result<Made> {
     // What was as a fresh socket has it is in no image, but the new socket may have something else by then.
     let mut fresh = HashMap::new();
     let complete: Vec<Socket> = sockets
@@ -118,7 +145,8 @@ pub fn all(sockets: &[&Socket], base: i32) -> Result<Made> {
         })
         .collect();
     let sockets: &[&Socket] = &complete.iter().collect::<Vec<_>>();
-    let mut w = Work { sockets, base, made: vec![None; sockets.len()], warnings: Vec::new() };
+    let mut w =
+        Work { sockets, base, made: vec![None; sockets.len()], warnings: Vec::new(), rights, unfilled: Vec::new() };
     let peers = peers(sockets);
     unix::listeners(&mut w)?;
     unix::connections(&mut w, &peers)?;
@@ -133,6 +161,9 @@ pub fn all(sockets: &[&Socket], base: i32) -> Result<Made> {
             w.made[i] = Some(fd);
         }
     }
+    // Now that all is there which may be under way in a queue.
+    unix::refill(&mut w)?;
+    datagram::unix_queues(&mut w, &peers)?;
     unix::unlink(&w);
     for (i, s) in sockets.iter().enumerate() {
         options::last(w.made[i].unwrap_or(-1), s);

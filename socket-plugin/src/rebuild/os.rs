@@ -87,6 +87,36 @@ pub fn send(fd: i32, data: &[u8], to: &[u8]) -> Result<usize> {
         .map(|n| n as usize)
 }
 
+/// As [`send`], with descriptors (SCM_RIGHTS of unix(7)); at least one byte must go into a stream.
+pub fn send_with(fd: i32, data: &[u8], to: &[u8], descriptors: &[i32]) -> Result<usize> {
+    if descriptors.is_empty() {
+        return send(fd, data, to);
+    }
+    let payload: Vec<u8> = descriptors.iter().flat_map(|fd| fd.to_ne_bytes()).collect();
+    // SAFETY: a computation on a number.
+    let room = unsafe { libc::CMSG_SPACE(payload.len() as u32) } as usize;
+    let mut control = vec![0u64; room.div_ceil(8)];
+    let mut part = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+    // SAFETY: zero is a valid value for all fields of msghdr.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_name = if to.is_empty() { std::ptr::null_mut() } else { to.as_ptr().cast_mut().cast() };
+    message.msg_namelen = to.len() as u32;
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = room as _;
+    // SAFETY: `control` is aligned, and has room for one header and the payload; sendmsg writes to nothing.
+    let sent = unsafe {
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(payload.len() as u32) as _;
+        std::ptr::copy_nonoverlapping(payload.as_ptr(), libc::CMSG_DATA(header), payload.len());
+        libc::sendmsg(fd, &raw const message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
+    };
+    check(sent as i64).map(|n| n as usize)
+}
+
 /// shutdown(2).
 pub fn shutdown(fd: i32, how: i32) -> Result<()> {
     // SAFETY: numbers.

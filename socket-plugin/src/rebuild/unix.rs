@@ -123,11 +123,8 @@ pub fn connections(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
                 for (fd, socket) in [(a, s), (b, other)] {
                     options::first(fd, socket);
                 }
-                fill(b, s).map_err(|e| fail(w, e))?;
-                fill(a, other).map_err(|e| fail(w, e))?;
-                for (fd, socket) in [(a, s), (b, other)] {
-                    shut(fd, socket).map_err(|e| fail(w, e))?;
-                }
+                w.unfilled.push(Unfilled { reader: i, writer: b, close: false, shut: other.shut_write });
+                w.unfilled.push(Unfilled { reader: j, writer: a, close: false, shut: s.shut_write });
                 (w.made[i], w.made[j]) = (Some(a), Some(b));
             }
             // Not accepted yet: connected below. Peer outside or gone: broken, after what is unread.
@@ -135,8 +132,7 @@ pub fn connections(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
             (State::Connected | State::Ended { .. }, _) => {
                 let (a, b) = os::pair(s.kind, w.base).map_err(|e| fail(w, e))?;
                 options::first(a, s);
-                fill(b, s).map_err(|e| fail(w, e))?;
-                os::close(b);
+                w.unfilled.push(Unfilled { reader: i, writer: b, close: true, shut: false });
                 w.made[i] = Some(a);
             }
             _ => {}
@@ -223,14 +219,46 @@ fn pending(w: &mut Work<'_>, listeners: &HashMap<Vec<u8>, (i32, bool)>) -> Resul
     Ok(())
 }
 
-// Writes what `s` has not read yet into its peer.
-fn fill(peer: i32, s: &Socket) -> io::Result<()> {
-    for message in &s.queue {
+/// A connection into which its unread bytes are still to be written.
+pub struct Unfilled {
+    /// Whose they are.
+    reader: usize,
+    /// The other end.
+    writer: i32,
+    /// It is closed afterwards.
+    close: bool,
+    /// It is shut for writing afterwards, which is the reader's SHUT_RD.
+    shut: bool,
+}
+
+/// Writes what nobody has read yet, with the descriptors that were under way.
+pub fn refill(w: &mut Work<'_>) -> Result<()> {
+    for Unfilled { reader, writer, .. } in &w.unfilled {
+        fill(w, *writer, *reader).map_err(|e| w.error(*reader, "an unread message of a Unix socket", e))?;
+    }
+    for one in std::mem::take(&mut w.unfilled) {
+        if one.shut {
+            os::shutdown(one.writer, libc::SHUT_WR).map_err(|e| w.error(one.reader, "shutdown", e))?;
+        }
+        if one.close {
+            os::close(one.writer);
+        }
+    }
+    Ok(())
+}
+
+// Writes what socket `i` has not read yet into its peer.
+fn fill(w: &Work<'_>, peer: i32, i: usize) -> io::Result<()> {
+    for message in &w.sockets[i].queue {
         let mut rest = message.data.as_slice();
+        let mut rights = w.rights(i, message)?;
         loop {
-            match os::send(peer, rest, &[]) {
+            match os::send_with(peer, rest, &[], &rights) {
                 Ok(n) if n == rest.len() => break,
-                Ok(n) => rest = &rest[n..],
+                Ok(n) => {
+                    rest = &rest[n..];
+                    rights.clear();
+                }
                 Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => {
                     // The queue counts against the sender's buffer.
                     let now = crate::sys::getsockopt::<i32>(peer, libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap_or(0);
@@ -248,11 +276,6 @@ fn fill(peer: i32, s: &Socket) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-// One end's SHUT_WR is the other's SHUT_RD.
-fn shut(fd: i32, s: &Socket) -> io::Result<()> {
-    if s.shut_write { os::shutdown(fd, libc::SHUT_WR) } else { Ok(()) }
 }
 
 /// Files that had been removed, or renamed, while their sockets lived on.

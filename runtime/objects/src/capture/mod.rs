@@ -17,12 +17,14 @@ use crate::model::{Descriptor, Kind, Open, Owner, Table};
 mod anon;
 mod fdinfo;
 pub(crate) mod file;
+mod flight;
 mod ipc;
 mod mq;
 mod pipe;
 mod tty;
 mod watch;
 
+pub use flight::release;
 pub use ipc::{Mapped, fill_ipc, survey_ipc};
 
 /// Why a process cannot be checkpointed as it is; the program runs on.
@@ -64,11 +66,13 @@ pub(crate) type Result<T> = core::result::Result<T, CaptureError>;
 /// An object that cannot be brought back (see docs/coverage.md), or a kernel that does not answer.
 pub fn capture(exclude: &[i32]) -> Result<Table> {
     let mut table = survey(exclude)?;
-    fill(&mut table, |_, _| false)?;
-    Ok(table)
+    let filled = fill(&mut table, |_, _| false);
+    release(&mut table);
+    filled.map(|()| table)
 }
 
-/// What there is: numbers, descriptions, kinds. Fails early for what cannot be brought back.
+/// What there is: numbers, descriptions, kinds. Fails early for what cannot be brought back. Of descriptors that are under way in
+/// Unix sockets it holds copies until [`release`], which must follow, so that they can be compared with others' (`keys`).
 ///
 /// # Errors
 /// As [`capture`].
@@ -116,6 +120,10 @@ pub fn survey(exclude: &[i32]) -> Result<Table> {
         };
         table.descriptors.push(Descriptor { fd, cloexec: flags & libc::FD_CLOEXEC != 0, open });
     }
+    if let Err(e) = flight::find(&mut table) {
+        release(&mut table);
+        return Err(e);
+    }
     Ok(table)
 }
 
@@ -157,6 +165,7 @@ pub fn fill(table: &mut Table, elsewhere: impl Fn(u64, u64) -> bool) -> Result<(
     table.realtime_ns = sys::clock(libc::CLOCK_REALTIME).map_err(|e| CaptureError::call(-1, "clock_gettime", e))?;
     let mut saved: Vec<(u64, u64)> = Vec::new();
     let mut diag = LazyDiag::default();
+    let known: Vec<(i32, u64, u64)> = keys(table).collect();
     for i in 0..table.opens.len() {
         let fd = table.opens[i].fd;
         // The threads of this process stand since the survey: behind the number is what was there. A socket's kind stays, too.
@@ -165,7 +174,7 @@ pub fn fill(table: &mut Table, elsewhere: impl Fn(u64, u64) -> bool) -> Result<(
             *who = owner(fd);
             let diag = diag.get(fd)?;
             slackwater_socket::describe(fd, socket, diag).map_err(|e| CaptureError::new(fd, e))?;
-            slackwater_socket::fill(fd, socket, diag)
+            slackwater_socket::fill(fd, socket, diag, &mut |copy| flight::name(copy, &known))
                 .map_err(|e| CaptureError { passing: e.passing, ..CaptureError::new(fd, e.reason) })?;
             continue;
         }
@@ -192,6 +201,9 @@ pub fn fill(table: &mut Table, elsewhere: impl Fn(u64, u64) -> bool) -> Result<(
                 }
                 _ => {}
             }
+        }
+        if table.copies.contains(&fd) {
+            flight::own_locks(&mut open);
         }
         table.opens[i] = open;
     }

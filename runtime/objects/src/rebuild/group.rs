@@ -2,7 +2,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::Id;
-use crate::model::Table;
+use crate::model::{Kind, Table};
 
 /// One open file description of the computation.
 #[derive(Clone, Debug, Default)]
@@ -11,6 +11,8 @@ pub struct Group {
     pub ids: Vec<Id>,
     /// How many processes hold it.
     pub processes: usize,
+    /// It is under way in a Unix socket.
+    pub under_way: bool,
 }
 
 /// All of them.
@@ -29,8 +31,11 @@ impl Groups {
             for d in &table.descriptors {
                 id.insert((*member, d.fd), (t, d.open as usize));
             }
-            for o in 0..table.opens.len() {
+            for (o, held) in table.held().into_iter().enumerate() {
                 parent.insert((t, o), (t, o));
+                if !held {
+                    id.insert((*member, table.opens[o].fd), (t, o));
+                }
             }
         }
         fn root(parent: &HashMap<Id, Id>, mut at: Id) -> Id {
@@ -57,6 +62,17 @@ impl Groups {
         }
         for group in out.groups.values_mut() {
             group.processes = group.ids.iter().map(|id| id.0).collect::<HashSet<_>>().len();
+        }
+        for (t, (_, table)) in tables.iter().enumerate() {
+            for open in &table.opens {
+                let Kind::Socket(socket) = &open.kind else { continue };
+                for right in socket.queue.iter().flat_map(|m| &m.rights) {
+                    let lead = out.lead((t, *right as usize));
+                    if let Some(group) = out.groups.get_mut(&lead) {
+                        group.under_way = true;
+                    }
+                }
+            }
         }
         out
     }

@@ -85,21 +85,33 @@ impl Prepared<'_> {
             }
         }
 
-        for o in 0..table.opens.len() {
+        // What is under way in a Unix socket has no number.
+        let numbers: Vec<i32> = table
+            .held()
+            .iter()
+            .zip(&source)
+            .zip(&table.opens)
+            .map(|((&held, &at), open)| if held { open.fd } else { at })
+            .collect();
+        for (o, &number) in numbers.iter().enumerate() {
             if let Kind::Epoll { .. } = table.opens[o].kind {
-                self.watch((t, o), &source, &program)?;
+                self.watch((t, o), number, &source, &program)?;
             }
         }
+        let held = table.held();
+        for (o, &number) in numbers.iter().enumerate().filter(|(o, _)| !held[*o]) {
+            self.finish((t, o), number)?;
+        }
         close_others(&program, &kept).map_err(fail("closing what is not the program's".into()))?;
-        for o in 0..table.opens.len() {
-            self.finish((t, o))?;
+        for (o, &number) in numbers.iter().enumerate().filter(|(o, _)| held[*o]) {
+            self.finish((t, o), number)?;
         }
         out.warnings = std::mem::take(&mut self.warnings);
         Ok(out)
     }
 
     // Fills an epoll set with what this process is to register.
-    fn watch(&mut self, id: Id, source: &[i32], program: &BTreeSet<i32>) -> Result<()> {
+    fn watch(&mut self, id: Id, epoll: i32, source: &[i32], program: &BTreeSet<i32>) -> Result<()> {
         let open = self.open(id).clone();
         let Kind::Epoll { watched } = &open.kind else { return Ok(()) };
         let lead = self.groups.lead(id);
@@ -113,7 +125,7 @@ impl Prepared<'_> {
             match (first, w.open) {
                 (Some(first), Some(target)) if first == id => {
                     let fd = source[target as usize];
-                    self.register(open.fd, fd, w.fd, w.events, w.data, program)
+                    self.register(epoll, fd, w.fd, w.events, w.data, program)
                         .map_err(|e| self.error(id, format!("watching descriptor {} in an epoll set", w.fd), e))?;
                 }
                 (Some(_), _) => {}
@@ -170,7 +182,7 @@ impl Prepared<'_> {
     }
 
     // Status flags, owner of SIGIO, locks.
-    fn finish(&mut self, id: Id) -> Result<()> {
+    fn finish(&mut self, id: Id, fd: i32) -> Result<()> {
         let open = self.open(id).clone();
         let lead = self.groups.lead(id);
         if self.leads_out.contains(&lead) || open.flags & libc::O_PATH != 0 {
@@ -179,22 +191,22 @@ impl Prepared<'_> {
         if let Some(owner) = open.owner {
             let mut ex = [owner.kind, owner.id];
             if owner.id != 0
-                && let Err(e) = os::fcntl_with(open.fd, 15 /* F_SETOWN_EX */, &mut ex)
+                && let Err(e) = os::fcntl_with(fd, 15 /* F_SETOWN_EX */, &mut ex)
             {
                 self.warn(id, format!("the owner of its signals, {}, cannot be set: {e}", owner.id));
             }
-            os::fcntl(open.fd, 10 /* F_SETSIG */, owner.signal).map_err(|e| self.error(id, "fcntl(F_SETSIG)", e))?;
+            os::fcntl(fd, 10 /* F_SETSIG */, owner.signal).map_err(|e| self.error(id, "fcntl(F_SETSIG)", e))?;
         }
         let settable = libc::O_APPEND | libc::O_NONBLOCK | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME;
-        let now = os::fcntl(open.fd, libc::F_GETFL, 0).map_err(|e| self.error(id, "fcntl(F_GETFL)", e))?;
+        let now = os::fcntl(fd, libc::F_GETFL, 0).map_err(|e| self.error(id, "fcntl(F_GETFL)", e))?;
         if (now ^ open.flags) & settable != 0 {
             let flags = now & !settable | open.flags & settable;
-            if let Err(e) = os::fcntl(open.fd, libc::F_SETFL, flags) {
+            if let Err(e) = os::fcntl(fd, libc::F_SETFL, flags) {
                 self.warn(id, format!("its flags {:#o} cannot be set: {e}", open.flags));
             }
         }
         for lock in &open.locks {
-            if let Err(e) = set_lock(open.fd, lock) {
+            if let Err(e) = set_lock(fd, lock) {
                 self.warn(id, format!("its lock {lock:?} cannot be taken again: {e}"));
             }
         }

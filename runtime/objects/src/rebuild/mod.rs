@@ -200,21 +200,28 @@ pub fn prepare<'a>(c: &Computation<'a>) -> Result<Prepared<'a>> {
     file::nameless(&mut p)?;
     pipe::all(&mut p)?;
     tty::all(&mut p)?;
-    socket::all(&mut p)?;
     mq::all(&mut p)?;
-    // The rest of what several processes hold.
+    // What is under way in a socket has to be there before the socket's bytes are; other sockets are `socket::all`'s.
+    shared(&mut p, |kind, group| group.under_way && !matches!(kind, Kind::Socket(_)))?;
+    socket::all(&mut p)?;
+    shared(&mut p, |_, group| group.processes > 1)?;
+    Ok(p)
+}
+
+// The rest of what several processes hold, as far as it is `wanted`.
+fn shared(p: &mut Prepared<'_>, wanted: impl Fn(&Kind, &group::Group) -> bool) -> Result<()> {
     for (lead, group) in p.groups.iter() {
-        if group.processes < 2
+        if !wanted(&p.open(lead).kind, &group)
             || p.made.contains_key(&lead)
             || p.leads_out.contains(&lead)
             || made_by_each(&p.open(lead).kind)
         {
             continue;
         }
-        let fd = make::one(&mut p, lead)?;
+        let fd = make::one(p, lead)?;
         p.made.insert(lead, fd);
     }
-    Ok(p)
+    Ok(())
 }
 
 // What the rest of this module relies on: an image may be damaged, or forged.
@@ -231,6 +238,7 @@ fn check(member: u64, table: &Table) -> Result<()> {
     for open in &table.opens {
         let sound = match &open.kind {
             Kind::Epoll { watched } => watched.iter().all(|w| w.open.is_none_or(known) && w.fd >= 0),
+            Kind::Socket(s) if s.queue.iter().any(|m| m.rights.iter().any(|&open| !known(open))) => false,
             Kind::Socket(s) if s.tcp.is_some() || s.protocol == libc::IPPROTO_UDP => {
                 slackwater_socket::address::Endpoint::parse(&s.local).is_some()
             }

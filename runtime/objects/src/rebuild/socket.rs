@@ -1,4 +1,5 @@
 //! Sockets: all of the computation's at once, by `slackwater-socket`, in the root of the tree.
+use std::collections::HashMap;
 use std::io;
 
 use slackwater_socket::model::Socket;
@@ -27,12 +28,21 @@ pub fn all(p: &mut Prepared<'_>) -> Result<()> {
         } else if p.options.external == External::Fail {
             return Err(p.error(
                 lead,
-                "a connection that leads out of the computation (--external=fail)",
-                io::Error::from_raw_os_error(libc::ECONNRESET),
+                format!("a connection {} leads out of the computation", slackwater_socket::rebuild::show(sockets[i])),
+                io::Error::other("--external=fail was asked for; with --external=reset it comes back broken"),
             ));
         }
     }
-    let made = slackwater_socket::rebuild::all(&sockets, p.base).map_err(|e| RebuildError {
+    // What was under way in a socket: another socket, or made already.
+    let index: HashMap<Id, usize> = leads.iter().enumerate().map(|(i, lead)| (*lead, i)).collect();
+    let rights = |i: usize, open: u32, made: &[Option<i32>]| {
+        let lead = p.groups.lead((leads[i].0, open as usize));
+        if p.leads_out.contains(&lead) {
+            return outside::standard(p, lead, -1);
+        }
+        index.get(&lead).map_or_else(|| p.made.get(&lead).copied(), |&i| made[i])
+    };
+    let made = slackwater_socket::rebuild::all(&sockets, p.base, &rights).map_err(|e| RebuildError {
         member: tables[leads[e.index].0].0,
         fd: p.open(leads[e.index]).fd,
         what: e.what,

@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
+use slackwater_objects::rebuild::{External, Options};
+
 use super::harness::*;
 use super::pipes::pattern;
 
@@ -224,29 +226,130 @@ fn unix() -> Vec<Case> {
         }
         .processes(2),
         Case {
-            refused: Some("SCM_RIGHTS"),
+            // Who receives has them by numbers.
+            again: false,
             ..Case::new(
-                "unix-rights-in-flight",
+                "unix-rights-stream",
                 || {
                     unix_pair(libc::SOCK_STREAM);
-                    let mut control = [0u64; 3];
-                    let mut byte = [b'x'];
-                    let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
-                    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-                    message.msg_iov = &mut part;
-                    message.msg_iovlen = 1;
-                    message.msg_control = control.as_mut_ptr().cast();
-                    message.msg_controllen = 24;
-                    unsafe {
-                        let header = libc::CMSG_FIRSTHDR(&message);
-                        (*header).cmsg_level = libc::SOL_SOCKET;
-                        (*header).cmsg_type = libc::SCM_RIGHTS;
-                        (*header).cmsg_len = 20;
-                        *libc::CMSG_DATA(header).cast::<i32>() = 0;
-                        assert_eq!(libc::sendmsg(10, &message, 0), 1);
+                    std::fs::write("under-way", b"0123456789").expect("write");
+                    at_number(open("under-way", libc::O_RDWR), 12);
+                    assert_eq!(read_some(12, 3), b"012");
+                    write_all(10, b"before");
+                    send_rights(10, b"with", &[12]);
+                    write_all(10, b"between");
+                    // Nobody has these any more; in the queue of one that is under way is another.
+                    let event = unsafe { libc::eventfd(7, libc::EFD_NONBLOCK) };
+                    let (r, w) = pipe();
+                    write_all(w, b"in a pipe");
+                    let (a, b) = UnixStream::pair().expect("pair");
+                    send_rights(a.as_raw_fd(), b"inner", &[r]);
+                    send_rights(10, b"more", &[event, b.as_raw_fd()]);
+                    at_number(w, 14);
+                    unsafe { libc::close(r) };
+                    unsafe { libc::close(event) };
+                    put(a, 13);
+                    drop(b);
+                    write_all(10, b"after");
+                    // A lock of the process, which closing a descriptor of the file must not cost it.
+                    let mut range: libc::flock = unsafe { std::mem::zeroed() };
+                    range.l_type = libc::F_WRLCK as i16;
+                    assert_eq!(unsafe { libc::fcntl(12, libc::F_SETLK, &range) }, 0);
+                },
+                |_| {
+                    // Bytes before those that came with the descriptor can be read without it.
+                    assert_eq!(receive_rights(11, 4), (b"befo".to_vec(), vec![]));
+                    let (data, fds) = receive_rights(11, 100);
+                    assert_eq!(data, b"rewith");
+                    // One description: the offset is shared.
+                    assert_eq!(read_some(fds[0], 2), b"34");
+                    assert_eq!(read_some(12, 2), b"56");
+                    let (data, fds) = receive_rights(11, 100);
+                    assert_eq!(data, b"betweenmore");
+                    assert_eq!(read_some(fds[0], 8), 7u64.to_ne_bytes());
+                    assert_ne!(fcntl(fds[0], libc::F_GETFL, 0) & libc::O_NONBLOCK, 0);
+                    assert_eq!(fcntl(fds[1], libc::F_GETFL, 0) & libc::O_NONBLOCK, 0);
+                    let (data, inner) = receive_rights(fds[1], 100);
+                    assert_eq!(data, b"inner");
+                    write_all(14, b"!");
+                    assert_eq!(read_some(inner[0], 10), b"in a pipe!");
+                    write_all(13, b"down");
+                    assert_eq!(read_some(fds[1], 4), b"down");
+                    assert_eq!(receive_rights(11, 100), (b"after".to_vec(), vec![]));
+                    // Another process finds the file locked.
+                    let pid = unsafe { libc::fork() };
+                    if pid == 0 {
+                        let mut range: libc::flock = unsafe { std::mem::zeroed() };
+                        range.l_type = libc::F_WRLCK as i16;
+                        unsafe { libc::_exit(i32::from(libc::fcntl(12, libc::F_SETLK, &range) == 0)) };
+                    }
+                    let mut status = 0;
+                    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+                    assert_eq!(status, 0, "the lock is lost");
+                },
+            )
+        },
+        Case {
+            again: false,
+            differ: |n| unsafe {
+                libc::close(if n == 0 { 10 } else { 11 });
+            },
+            ..Case::new(
+                "unix-rights-between-processes",
+                || {
+                    unix_pair(libc::SOCK_SEQPACKET);
+                    std::fs::write("handed-on", b"0123456789").expect("write");
+                    at_number(open("handed-on", libc::O_RDONLY), 12);
+                    send_rights(10, b"one", &[12]);
+                    write_all(10, b"two");
+                    // A socket in its own queue.
+                    send_rights(10, b"three", &[11, 12]);
+                },
+                |n| {
+                    if n == 0 {
+                        let (data, fds) = receive_rights(11, 100);
+                        assert_eq!((data.as_slice(), fds.len()), (&b"one"[..], 1));
+                        assert_eq!(read_some(fds[0], 4), b"0123");
+                        assert_eq!(receive_rights(11, 100), (b"two".to_vec(), vec![]));
+                        let (data, fds) = receive_rights(11, 100);
+                        assert_eq!((data.as_slice(), fds.len()), (&b"three"[..], 2));
+                        write_all(fds[0], b"!");
+                        assert_eq!(read_some(11, 1), b"!");
+                        assert_eq!(read_some(12, 2), b"56");
+                    } else {
+                        assert_eq!(read_some(10, 1), b"!");
+                        assert_eq!(read_some(12, 1), b"4");
+                        write_all(10, b"!");
                     }
                 },
-                |_| {},
+            )
+        }
+        .processes(2),
+        Case {
+            again: false,
+            ..Case::new(
+                "unix-rights-datagram",
+                || {
+                    let receiver = UnixDatagram::bind("rights.sock").expect("bind");
+                    let sender = UnixDatagram::unbound().expect("socket");
+                    sender.connect("rights.sock").expect("connect");
+                    put(receiver, 10);
+                    put(sender, 11);
+                    let (r, w) = pipe();
+                    write_all(11, b"first");
+                    send_rights(11, b"second", &[r]);
+                    write_all(11, b"third");
+                    at_number(w, 12);
+                    unsafe { libc::close(r) };
+                },
+                |_| {
+                    assert_eq!(receive_rights(10, 100), (b"first".to_vec(), vec![]));
+                    let (data, fds) = receive_rights(10, 100);
+                    assert_eq!(data, b"second");
+                    write_all(12, b"through");
+                    assert_eq!(read_some(fds[0], 7), b"through");
+                    assert_eq!(receive_rights(10, 100), (b"third".to_vec(), vec![]));
+                },
             )
         },
         Case {
@@ -442,34 +545,18 @@ fn tcp() -> Vec<Case> {
         .privileged(),
         Case {
             check_original: false,
+            options: || Options { external: External::Fail, ..Options::default() },
+            prepare_fails: Some("a connection from 127.0.0.1:"),
+            ..Case::new("tcp-outside-fails", connect_outside, |_| {})
+        },
+        Case {
+            check_original: false,
             // It is a broken connection now.
             again: false,
-            ..Case::new(
-                "tcp-outside-is-reset",
-                || {
-                    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-                    let address = listener.local_addr().expect("name");
-                    // The other end is in a process outside the computation, which lives until this one ends.
-                    let (r, w) = pipe();
-                    if unsafe { libc::fork() } == 0 {
-                        unsafe { libc::close(w) };
-                        let (accepted, _) = listener.accept().expect("accept");
-                        write_all(accepted.as_raw_fd(), b"from afar");
-                        let _ = read_once(r);
-                        unsafe { libc::_exit(0) };
-                    }
-                    drop(listener);
-                    at_number(w, 20);
-                    unsafe { libc::close(r) };
-                    put(TcpStream::connect(address).expect("connect"), 10);
-                    let mut byte = [0];
-                    assert_eq!(unsafe { libc::recv(10, byte.as_mut_ptr().cast(), 1, libc::MSG_PEEK) }, 1);
-                },
-                |_| {
-                    assert_eq!(read_some(10, 9), b"from afar");
-                    assert_eq!(read_once(10).expect_err("reset").raw_os_error(), Some(libc::ECONNRESET));
-                },
-            )
+            ..Case::new("tcp-outside-is-reset", connect_outside, |_| {
+                assert_eq!(read_some(10, 9), b"from afar");
+                assert_eq!(read_once(10).expect_err("reset").raw_os_error(), Some(libc::ECONNRESET));
+            })
         },
         Case {
             differ: |n| unsafe {
@@ -606,4 +693,69 @@ fn datagrams() -> Vec<Case> {
             },
         ),
     ]
+}
+
+// 10: a connection whose other end is in a process outside the computation, which lives until this one ends.
+fn connect_outside() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = listener.local_addr().expect("name");
+    let (r, w) = pipe();
+    if unsafe { libc::fork() } == 0 {
+        unsafe { libc::close(w) };
+        let (accepted, _) = listener.accept().expect("accept");
+        write_all(accepted.as_raw_fd(), b"from afar");
+        let _ = read_once(r);
+        unsafe { libc::_exit(0) };
+    }
+    drop(listener);
+    at_number(w, 20);
+    unsafe { libc::close(r) };
+    put(TcpStream::connect(address).expect("connect"), 10);
+    let mut byte = [0];
+    assert_eq!(unsafe { libc::recv(10, byte.as_mut_ptr().cast(), 1, libc::MSG_PEEK) }, 1);
+}
+
+// sendmsg(2) with descriptors.
+fn send_rights(to: i32, data: &[u8], fds: &[i32]) {
+    let mut control = [0u64; 32];
+    let mut part = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = unsafe { libc::CMSG_SPACE(4 * fds.len() as u32) } as _;
+    unsafe {
+        let header = libc::CMSG_FIRSTHDR(&message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(4 * fds.len() as u32) as _;
+        std::ptr::copy_nonoverlapping(fds.as_ptr(), libc::CMSG_DATA(header).cast::<i32>(), fds.len());
+        assert_eq!(libc::sendmsg(to, &message, 0), data.len() as isize);
+    }
+}
+
+// recvmsg(2) with room for descriptors.
+fn receive_rights(from: i32, n: usize) -> (Vec<u8>, Vec<i32>) {
+    let mut control = [0u64; 32];
+    let mut data = vec![0u8; n];
+    let mut part = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: n };
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control) as _;
+    let got = unsafe { libc::recvmsg(from, &mut message, 0) };
+    assert!(got > 0, "recvmsg: {got}");
+    assert_eq!(message.msg_flags & libc::MSG_CTRUNC, 0);
+    data.truncate(got as usize);
+    let mut fds = Vec::new();
+    unsafe {
+        let header = libc::CMSG_FIRSTHDR(&message);
+        if !header.is_null() {
+            assert_eq!((*header).cmsg_type, libc::SCM_RIGHTS);
+            let count = ((*header).cmsg_len as usize - libc::CMSG_LEN(0) as usize) / 4;
+            fds.extend((0..count).map(|i| *libc::CMSG_DATA(header).cast::<i32>().add(i)));
+        }
+    }
+    (data, fds)
 }
