@@ -11,6 +11,7 @@ mod arch;
 mod capture;
 pub mod diag;
 pub mod model;
+mod multicast;
 pub mod options;
 #[cfg(feature = "rebuild")]
 pub mod rebuild;

@@ -2,7 +2,7 @@
 use alloc::vec::Vec;
 
 use crate::model::{Socket, State};
-use crate::sys;
+use crate::{multicast, sys};
 
 const SOCKET: i32 = libc::SOL_SOCKET;
 const TCP: i32 = libc::IPPROTO_TCP;
@@ -40,12 +40,12 @@ const OF_TCP_UNCONNECTED: &[i32] = &[7, 9, 23];
 const OF_IP: &[i32] = &[1, 2, 10, 11, 33];
 // FREEBIND 15.
 const OF_IP_UNCONNECTED: &[i32] = &[15];
-// PKTINFO 8, RECVTTL 12, RECVTOS 13, MULTICAST_LOOP 34.
-const OF_IP_DATAGRAMS: &[i32] = &[8, 12, 13, 34];
+// PKTINFO 8, RECVTTL 12, RECVTOS 13, MULTICAST_IF 32, MULTICAST_LOOP 34, MULTICAST_ALL 49.
+const OF_IP_DATAGRAMS: &[i32] = &[8, 12, 13, 32, 34, 49];
 // UNICAST_HOPS 16, MULTICAST_HOPS 18, RECVERR 25, V6ONLY 26, TCLASS 67.
 const OF_IP6: &[i32] = &[16, 18, 25, 26, 67];
-// MULTICAST_LOOP 19, RECVPKTINFO 49, RECVTCLASS 66.
-const OF_IP6_DATAGRAMS: &[i32] = &[19, 49, 66];
+// MULTICAST_IF 17, MULTICAST_LOOP 19, MULTICAST_ALL 29, RECVPKTINFO 49, RECVTCLASS 66.
+const OF_IP6_DATAGRAMS: &[i32] = &[17, 19, 29, 49, 66];
 
 /// What a fresh socket has of the options of one kind of sockets, in the order in which they are read.
 pub type Fresh = Vec<(i32, i32, Option<Value>)>;
@@ -115,6 +115,10 @@ pub fn read(fd: i32, s: &Socket, fresh: &Fresh) -> Vec<(i32, i32, Vec<u8>)> {
         for &name in BUFFERS {
             out.extend(Value::read(fd, SOCKET, name).map(|value| (SOCKET, name, value.get().to_vec())));
         }
+    }
+    if s.protocol == libc::IPPROTO_UDP && s.kind == libc::SOCK_DGRAM && s.family != libc::AF_UNIX {
+        let all = multicast::memberships(fd, s.family).into_iter();
+        out.extend(all.map(|group| (multicast::level(&group), multicast::MCAST_JOIN_GROUP, group)));
     }
     out
 }

@@ -1,6 +1,6 @@
 //! Sockets.
 use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
@@ -8,6 +8,9 @@ use slackwater_objects::rebuild::{External, Options};
 
 use super::harness::*;
 use super::pipes::pattern;
+
+const GROUP: Ipv4Addr = Ipv4Addr::new(239, 7, 8, 9);
+const GROUP6: Ipv6Addr = Ipv6Addr::new(0xff12, 0, 0, 0, 0, 0, 7, 8);
 
 fn put(socket: impl IntoRawFd, number: i32) {
     at_number(socket.into_raw_fd(), number);
@@ -601,6 +604,25 @@ fn read_all_waiting(fd: i32) -> Vec<u8> {
 
 fn datagrams() -> Vec<Case> {
     vec![
+        Case::new(
+            "udp-multicast",
+            || {
+                let four = UdpSocket::bind("0.0.0.0:0").expect("bind");
+                four.join_multicast_v4(&GROUP, &Ipv4Addr::LOCALHOST).expect("join");
+                put(four, 10);
+                let six = UdpSocket::bind("[::]:0").expect("bind");
+                six.join_multicast_v6(&GROUP6, 1).expect("join");
+                put(six, 11);
+                put(UdpSocket::bind("0.0.0.0:0").expect("bind"), 12);
+            },
+            |_| {
+                let (four, six, none): (UdpSocket, UdpSocket, UdpSocket) = (take(10), take(11), take(12));
+                four.leave_multicast_v4(&GROUP, &Ipv4Addr::LOCALHOST).expect("a member");
+                four.leave_multicast_v4(&GROUP, &Ipv4Addr::LOCALHOST).expect_err("once");
+                six.leave_multicast_v6(&GROUP6, 1).expect("a member");
+                none.leave_multicast_v4(&GROUP, &Ipv4Addr::LOCALHOST).expect_err("no member");
+            },
+        ),
         Case::new(
             "unix-datagram-pair",
             || {
