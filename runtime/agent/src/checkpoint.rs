@@ -10,7 +10,7 @@ use crate::{
     descriptors::Survey,
     follow::gate,
     freeze::{self, Facts, Writing, Written},
-    init, maps, plugins,
+    huge, init, maps, plugins,
     plugins::Event,
     process, relay, sandbox, stop,
     sys::{self, Fd},
@@ -229,6 +229,16 @@ impl Keeper {
 
     fn handle(&mut self, message: ToProcess) -> Result<(), String> {
         match message {
+            ToProcess::Prepare { generation } => {
+                // What the program forks meanwhile, and what the coordinator says, comes first.
+                if sandbox::refuse().is_ok() {
+                    huge::gather(|| {
+                        relay::serve();
+                        conn::descriptor().is_none_or(|fd| sys::readable(fd, 0))
+                    });
+                }
+                send(&FromProcess::Prepared { generation })
+            }
             ToProcess::Suspend { generation } => self.checkpoint(generation),
             ToProcess::Finished { generation, failed } => {
                 if let Some((g, w, image)) = self.writing.take() {

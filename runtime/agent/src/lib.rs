@@ -25,6 +25,7 @@ mod descriptors;
 mod follow;
 mod freeze;
 mod guard;
+mod huge;
 mod init;
 mod libc_facts;
 mod maps;

@@ -40,16 +40,21 @@ const FLAGS: &[(&[u8; 2], u32)] = &[
 /// Mappings of a device's own memory.
 const DEVICE: &[&[u8; 2]] = &[b"io", b"pf"];
 
-struct Header<'a> {
-    range: Range,
-    perms: &'a [u8],
+/// The first line of a mapping.
+pub struct Header<'a> {
+    /// Its place.
+    pub range: Range,
+    /// As in `rw-p`.
+    pub perms: &'a [u8],
     offset: u64,
     dev: u64,
-    ino: u64,
+    /// The file's inode; 0: none.
+    pub ino: u64,
     name: &'a [u8],
 }
 
-fn header(line: &[u8]) -> Option<Header<'_>> {
+/// Reads one; None: it is something else.
+pub fn header(line: &[u8]) -> Option<Header<'_>> {
     let mut parts = line.splitn(6, |&c| c == b' ');
     let (range, perms, offset, dev, ino) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     let dash = range.iter().position(|&c| c == b'-')?;

@@ -16,6 +16,7 @@ mod generation;
 mod lend;
 pub mod machine;
 pub mod options;
+mod prepare;
 mod process;
 pub mod server;
 mod shared;

@@ -9,6 +9,7 @@ use crate::{
     generation, lend,
     machine::{Conn, Effect, Input, Machine, Settings, Token},
     options::Options,
+    prepare::{self, Preparing},
     process::{self, Found, Handle},
     shared,
 };
@@ -17,7 +18,7 @@ use slackwater_image::manifest::folder_name;
 use slackwater_protocol::{
     command::{Reply, Status},
     frame,
-    message::ToProcess,
+    message::{FromProcess, ToProcess},
     names,
 };
 use std::{
@@ -87,6 +88,7 @@ pub fn run(claim: Claim, options: &Options) -> io::Result<()> {
             jobs: JoinSet::new(),
             inputs: VecDeque::new(),
             fill,
+            preparing: None,
             done: false,
         };
         log(&format!("coordinator {} of {} listens on {}", std::process::id(), claim.dir.display(), claim.addr));
@@ -144,6 +146,11 @@ async fn accept(
     }
 }
 
+/// A stopped process says nothing, nor does one whose tracer keeps it.
+fn cannot_answer(pid: i32) -> bool {
+    process::is_stopped(pid) || process::tracer(pid).is_some()
+}
+
 struct Server {
     dir: PathBuf,
     keep: Option<u32>,
@@ -165,6 +172,8 @@ struct Server {
     inputs: VecDeque<Input>,
     /// To be told of committed generations, whose files are then copied.
     fill: Option<std::sync::mpsc::Sender<PathBuf>>,
+    /// The machine waits for a folder that is there, until those who were asked have prepared.
+    preparing: Option<Preparing>,
     done: bool,
 }
 
@@ -173,12 +182,20 @@ impl Server {
         while !self.done {
             let deadline =
                 self.machine.deadline().map(|at| self.started + Duration::from_micros(at.saturating_sub(self.base)));
-            let event = match deadline {
+            let look = self.preparing.as_ref().map(Preparing::wakes_at);
+            let event = match deadline.into_iter().chain(look).min() {
                 None => queue.recv().await,
-                Some(deadline) => tokio::select! {
+                Some(next) => tokio::select! {
                     biased;
                     event = queue.recv() => event,
-                    () = tokio::time::sleep_until(deadline.into()) => Some(Event::Input(Input::Tick)),
+                    () = tokio::time::sleep_until(next.into()) => {
+                        self.look_at_preparing();
+                        if deadline.is_none_or(|deadline| deadline > next) {
+                            self.settle();
+                            continue;
+                        }
+                        Some(Event::Input(Input::Tick))
+                    }
                 },
             };
             match event {
@@ -203,7 +220,21 @@ impl Server {
         if let Input::ExpectedDied(token) = input {
             self.expected.remove(&token);
         }
+        if let Some(preparing) = &mut self.preparing {
+            match input {
+                Input::Process(conn, FromProcess::Prepared { generation }) if generation == preparing.generation => {
+                    preparing.answered(conn);
+                }
+                Input::Closed(conn) | Input::Died(conn) => preparing.answered(conn),
+                _ => {}
+            }
+            self.end_preparing();
+        }
         self.inputs.push_back(input);
+        self.settle();
+    }
+
+    fn settle(&mut self) {
         while let Some(input) = self.inputs.pop_front() {
             let now = self.base + micros(self.started.elapsed());
             let effects = self.machine.step(now, input);
@@ -263,7 +294,11 @@ impl Server {
                 }
                 Effect::CreateFolder(generation) => {
                     let result = generation::create(&self.dir, generation);
-                    self.inputs.push_back(Input::Folder { generation, result });
+                    let prepares = result.is_ok() && self.machine.stops_shortly();
+                    self.preparing = if prepares { self.prepare(generation) } else { None };
+                    if self.preparing.is_none() {
+                        self.inputs.push_back(Input::Folder { generation, result });
+                    }
                 }
                 Effect::FindShared(generation, processes) => {
                     let events = self.events.clone();
@@ -301,6 +336,32 @@ impl Server {
                 Effect::Log(line) => log(&line),
                 Effect::Exit => self.done = true,
             }
+        }
+    }
+
+    /// Asks those with much memory to prepare. Who is stopped would not answer.
+    fn prepare(&self, generation: u64) -> Option<Preparing> {
+        let asked = self.processes.iter().filter(|&(_, &(_, pid))| prepare::is_worthwhile(pid));
+        let asked = asked.filter(|&(_, &(_, pid))| !cannot_answer(pid)).map(|(&conn, _)| conn).collect();
+        let preparing = Preparing::new(generation, asked);
+        for &conn in preparing.iter().flat_map(Preparing::awaited) {
+            self.send(conn, &ToProcess::Prepare { generation });
+        }
+        preparing
+    }
+
+    fn look_at_preparing(&mut self) {
+        let processes = &self.processes;
+        if let Some(preparing) = &mut self.preparing {
+            preparing.look(|conn| processes.get(&conn).is_none_or(|&(_, pid)| cannot_answer(pid)));
+        }
+        self.end_preparing();
+    }
+
+    /// The machine goes on, if all have prepared.
+    fn end_preparing(&mut self) {
+        if let Some(Preparing { generation, .. }) = self.preparing.take_if(|preparing| preparing.is_over()) {
+            self.inputs.push_back(Input::Folder { generation, result: Ok(()) });
         }
     }
 

@@ -81,7 +81,12 @@ fn named(what: u8, member: u64) -> Vec<u8> {
 fn cycle(clients: &mut [(u64, Client)], processes: u64, exchange: Exchange) {
     let each = |clients: &mut [(u64, Client)], act: &dyn Fn(u64, &mut Client, ToProcess)| {
         for (member, client) in clients.iter_mut() {
-            let message = client.receive().unwrap();
+            let mut message = client.receive().unwrap();
+            // This process may have much memory.
+            if let ToProcess::Prepare { generation } = message {
+                client.send(&FromProcess::Prepared { generation }).unwrap();
+                message = client.receive().unwrap();
+            }
             act(*member, client, message);
         }
     };

@@ -476,6 +476,7 @@ impl World {
                 proc.state = State::Running;
             }
             ToProcess::Kill => self.die(i, true),
+            ToProcess::Prepare { .. } => panic!("that is the shell's to say"),
             ToProcess::Joined { .. } | ToProcess::Write { .. } | ToProcess::Finished { .. } => {}
             other => panic!("unexpected {other:?}"),
         }

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! coordinator            process
+//!  (Prepare         ->            memory is gathered                 -> Prepared)   who has much of it; all run on
 //!  Suspend          ->            threads stop                       -> Suspended { objects }
 //!  Round(Quiesce,n) ->            plugins drain                      -> RoundDone { again, publish }   until none says again
 //!  Snapshot         ->            memory is frozen (fork, or copied) -> Snapshotted
@@ -29,7 +30,7 @@ use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol; both sides must agree exactly.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Why rounds are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,6 +122,11 @@ pub enum FromProcess {
         /// Random.
         token: u64,
     },
+    /// Answer to `Prepare`, however far it came.
+    Prepared {
+        /// Generation.
+        generation: u64,
+    },
     /// All threads stand.
     Suspended {
         /// Generation.
@@ -207,6 +213,12 @@ pub enum ToProcess {
     Joined {
         /// Number of this process in the computation; names its image.
         member: u64,
+    },
+    /// To a process with much memory, while all run: make ready for a short stop. Nobody has stopped anything, and nobody waits
+    /// for long: `Suspend` may come before the answer.
+    Prepare {
+        /// Generation to be made.
+        generation: u64,
     },
     /// Stop all threads.
     Suspend {

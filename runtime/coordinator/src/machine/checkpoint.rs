@@ -110,6 +110,11 @@ impl Checkpoint {
         }
     }
 
+    /// Memory will be frozen by fork, and this is the first attempt.
+    pub(super) const fn forks_first(&self) -> bool {
+        !self.kill && self.figures.retaken == 0
+    }
+
     pub(super) fn deadline(&self, patience: u64) -> Option<u64> {
         // How long freezing and saving take depends on memory and disk: there the connection tells who is alive.
         let bounded = matches!(self.stage, Stage::Suspend | Stage::Quiesce { .. })

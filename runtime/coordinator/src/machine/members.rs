@@ -12,7 +12,8 @@ impl Machine {
             return self.emit(Effect::Close(conn));
         }
         match message {
-            FromProcess::Join { .. } => {}
+            // `Prepared` is the shell's: it is no barrier.
+            FromProcess::Join { .. } | FromProcess::Prepared { .. } => {}
             FromProcess::Expect { token } => {
                 // Its Join may have been read first, for it comes on another connection.
                 if !self.members.values().any(|m| m.token == token) {

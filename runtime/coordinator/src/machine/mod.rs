@@ -221,6 +221,13 @@ impl Machine {
         }
     }
 
+    /// A checkpoint is about to begin whose stop is to be short: its images are not written while all stand, and it is not a
+    /// new attempt at one that was called off a moment ago.
+    #[must_use]
+    pub fn stops_shortly(&self) -> bool {
+        !self.settings.sync && matches!(&self.activity, Activity::Checkpoint(checkpoint) if checkpoint.forks_first())
+    }
+
     /// Newest committed generation.
     #[must_use]
     pub const fn newest(&self) -> Option<u64> {

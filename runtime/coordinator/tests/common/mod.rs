@@ -106,6 +106,7 @@ pub struct Behaviour {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Point {
+    Prepare,
     Suspend,
     Quiesce,
     Snapshot,
@@ -159,6 +160,7 @@ pub fn live(mut client: Client, behaviour: &Behaviour, tell: &Sender<Seen>) {
     loop {
         let Ok(message) = client.receive::<ToProcess>() else { return see(Seen::Closed) };
         let point = match &message {
+            ToProcess::Prepare { .. } => Some(Point::Prepare),
             ToProcess::Suspend { .. } => Some(Point::Suspend),
             ToProcess::Round { .. } => Some(Point::Quiesce),
             ToProcess::Snapshot { .. } => Some(Point::Snapshot),
@@ -241,6 +243,7 @@ pub fn live(mut client: Client, behaviour: &Behaviour, tell: &Sender<Seen>) {
             }
             ToProcess::Finished { failed, .. } => see(Seen::Finished(failed)),
             ToProcess::Write { .. } => {}
+            ToProcess::Prepare { generation } => client.send(&FromProcess::Prepared { generation }).unwrap(),
             ToProcess::Kill => return see(Seen::Killed),
             ToProcess::Values { .. } => panic!("values that nobody asked for"),
         }
