@@ -1,5 +1,5 @@
 //# Scenario: go-on, restart
-//# Checkpoints: 8
+//# Checkpoints: 5
 //# Modes: pipe, user
 //# Where: host
 // So much memory that it is gathered into huge pages before each stop, while all of this goes on: a thread stamps page after
