@@ -359,12 +359,19 @@ fn peek_all(fd: i32, stream: bool, name: Name<'_>) -> core::result::Result<Vec<M
     let mut out: Vec<Message> = Vec::new();
     let queued = sys::ioctl_get::<i32>(fd, libc::FIONREAD).unwrap_or(0).max(0) as usize;
     let mut buffer = vec![0u8; queued.clamp(1, PART)];
-    let mut passed = 0;
-    loop {
+    let (mut passed, mut failure) = (0, None);
+    // Of a stream SIOCINQ counts all that is unread. To look behind that would take an error that waits there for the program
+    // (ECONNRESET: the peer was closed with unread bytes).
+    while !stream || passed < queued {
         // No room for ancillary data: if there is any, it shows as cut off, and no descriptor is installed.
         let seen = match rights::peek(fd, &mut buffer, 0, flags) {
             Ok(seen) => seen,
             Err(Errno(libc::EAGAIN | libc::ENOTCONN | libc::EINVAL)) => break,
+            // Datagrams wait behind an error (of a peer that is gone), and nobody can look past it.
+            Err(e) if !stream && failure.is_none() => {
+                failure = Some(e);
+                continue;
+            }
             Err(e) => return Err(failed("peeking at a socket's queue", e).into()),
         };
         if stream && seen.length == 0 {

@@ -132,6 +132,10 @@ pub fn connections(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
             (State::Connected | State::Ended { .. }, _) => {
                 let (a, b) = os::pair(s.kind, w.base).map_err(|e| fail(w, e))?;
                 options::first(a, s);
+                // What a peer leaves unread when it closes is an error (ECONNRESET) at this end, behind what is unread here.
+                if s.state == (State::Ended { error: true }) {
+                    os::send(a, &[0], &[]).map_err(|e| fail(w, e))?;
+                }
                 w.unfilled.push(Unfilled { reader: i, writer: b, close: true, shut: false });
                 w.made[i] = Some(a);
             }

@@ -99,6 +99,20 @@ fn unix() -> Vec<Case> {
             },
         ),
         Case::new(
+            "unix-stream-reset",
+            || {
+                unix_pair(libc::SOCK_STREAM);
+                write_all(10, b"last");
+                write_all(11, b"unread");
+                unsafe { libc::close(10) };
+            },
+            |_| {
+                assert_eq!(read_some(11, 4), b"last");
+                assert_eq!(read_once(11).expect_err("reset").raw_os_error(), Some(libc::ECONNRESET));
+                assert_eq!(read_once(11).expect("the end"), b"");
+            },
+        ),
+        Case::new(
             "unix-stream-full",
             || {
                 unix_pair(libc::SOCK_STREAM);
