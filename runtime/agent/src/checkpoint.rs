@@ -280,14 +280,18 @@ impl Keeper {
         self.report_writing()?;
         let fail = |reason: String| send(&FromProcess::Failed { generation, reason });
         let presuspend = || plugins::dispatch(Event::Presuspend, 0, self.member, generation);
-        match sandbox::refuse().and_then(|()| presuspend()).and_then(|_| maps::before()) {
-            Ok(before) => self.before = before,
-            Err(e) => return fail(e),
-        }
-        let (since, before) = (sys::now_ns(), restarts());
-        if let Err(reason) = gate::hold(STOP_DEADLINE_NS) {
+        if let Err(reason) = presuspend().and_then(|_| gate::hold(STOP_DEADLINE_NS)) {
             return fail(reason);
         }
+        // Behind the gate: a child that is born meanwhile would inherit what is opened here, where the table is shared.
+        match sandbox::refuse().and_then(|()| maps::before()) {
+            Ok(before) => self.before = before,
+            Err(reason) => {
+                gate::release();
+                return fail(reason);
+            }
+        }
+        let (since, before) = (sys::now_ns(), restarts());
         let stopped = match stop::stop(STOP_DEADLINE_NS) {
             Ok(s) => s,
             Err(reason) => {
