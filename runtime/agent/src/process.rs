@@ -4,7 +4,7 @@
 //! `slackwater restart` before the memory comes back.
 use crate::{
     arch, sys,
-    text::{dec, signed, value},
+    text::{self, dec, signed, value},
     timers::{self, Timers},
 };
 use alloc::{
@@ -146,6 +146,15 @@ pub fn capture(
         thp_disable: prctl_get(libc::PR_GET_THP_DISABLE) == 1,
         uids: id_line(&status, "Uid"),
         gids: id_line(&status, "Gid"),
+        groups: value(&status, "Groups").map_or_else(Vec::new, |v| {
+            v.split(|&c| c == b' ').filter(|g| !g.is_empty()).map(|g| dec(g) as u32).collect()
+        }),
+        capabilities: ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"]
+            .map(|key| value(&status, key).map_or(0, text::hex)),
+        oom_score_adj: signed(file(c"/proc/self/oom_score_adj").trim_ascii()) as i32,
+        coredump_filter: text::hex(file(c"/proc/self/coredump_filter").trim_ascii()) as u32,
+        // SAFETY: IOPRIO_WHO_PROCESS (1); no pointer.
+        io_priority: unsafe { sc!(ioprio_get, 1, sys::getpid()) }.unwrap_or(0) as u32,
         mm: MmMap {
             start_code: field(26) as u64,
             end_code: field(27) as u64,

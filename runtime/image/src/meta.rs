@@ -144,6 +144,16 @@ pub struct Process {
     pub uids: [u32; 3],
     /// Real, effective, saved group id.
     pub gids: [u32; 3],
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Capabilities (capabilities(7)) of the first thread: inheritable, permitted, effective, bounding, ambient.
+    pub capabilities: [u64; 5],
+    /// /proc/self/oom_score_adj.
+    pub oom_score_adj: i32,
+    /// /proc/self/coredump_filter.
+    pub coredump_filter: u32,
+    /// ioprio_get(2) of the first thread.
+    pub io_priority: u32,
     /// Memory layout facts for PR_SET_MM_MAP.
     pub mm: MmMap,
     /// /proc/self/auxv.

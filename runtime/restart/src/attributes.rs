@@ -3,7 +3,7 @@
 use crate::{Options, sys};
 use anyhow::{Context, Result, bail};
 use slackwater_image::meta::Process;
-use std::io;
+use std::{fs, io};
 
 /// Who we are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,50 +70,99 @@ pub fn apply(p: &Process) -> Result<Vec<String>> {
     }
     sys::prctl(libc::PR_SET_CHILD_SUBREAPER, p.subreaper.into()).context("PR_SET_CHILD_SUBREAPER")?;
     sys::prctl(libc::PR_SET_THP_DISABLE, p.thp_disable.into()).context("PR_SET_THP_DISABLE")?;
+    // As far as we may: a score below ours, and the real-time class, take privilege.
+    let _ = fs::write("/proc/self/oom_score_adj", p.oom_score_adj.to_string());
+    let _ = fs::write("/proc/self/coredump_filter", format!("{:#x}", p.coredump_filter));
+    // SAFETY: plain numbers; IOPRIO_WHO_PROCESS (1), this thread.
+    _ = unsafe { libc::syscall(libc::SYS_ioprio_set, 1, 0, p.io_priority) };
     if p.no_new_privs {
         sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).context("PR_SET_NO_NEW_PRIVS")?;
     }
     Ok(notes)
 }
 
-/// Becomes the image's user, with no more capabilities than the restorer needs. Then what a change of credentials would reset.
+/// Becomes the image's user, with no more capabilities than the image and the restorer need. Then what a change of credentials
+/// would reset.
 pub fn become_user(p: &Process) -> Result<()> {
     let ours = credentials();
+    let failed = || format!("process {} cannot become user {:?}, group {:?} again", p.pid, p.uids, p.gids);
     let changes = ours.uids != p.uids || ours.gids != p.gids;
-    if changes {
-        let failed = || format!("process {} cannot become user {:?}, group {:?} again", p.pid, p.uids, p.gids);
-        let groups = [p.gids[1]];
-        // SAFETY: plain numbers, and one group.
-        unsafe {
-            sys::check(libc::setgroups(1, groups.as_ptr())).with_context(failed)?;
+    // SAFETY: plain numbers, and words of ours.
+    unsafe {
+        if groups() != p.groups {
+            let set = sys::check(libc::setgroups(p.groups.len(), p.groups.as_ptr()));
+            // In a user namespace nobody may.
+            if changes {
+                set.with_context(failed)?;
+            }
+        }
+        // Takes privilege, as all that follows; who has none has nothing to drop.
+        for capability in 0..64_u64 {
+            if p.capabilities[BOUNDING] & 1 << capability == 0
+                && libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0) == 1
+            {
+                _ = libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0);
+            }
+        }
+        if changes {
             sys::check(libc::setresgid(p.gids[0], p.gids[1], p.gids[2])).with_context(failed)?;
             sys::prctl(libc::PR_SET_KEEPCAPS, 1).context("PR_SET_KEEPCAPS")?;
             sys::check(libc::setresuid(p.uids[0], p.uids[1], p.uids[2])).with_context(failed)?;
+            sys::prctl(libc::PR_SET_KEEPCAPS, 0).context("PR_SET_KEEPCAPS")?;
         }
-        sys::prctl(libc::PR_SET_KEEPCAPS, 0).context("PR_SET_KEEPCAPS")?;
     }
-    if p.uids[1] != 0 {
-        keep_one_capability().context("keeping the capability that thread ids need")?;
-    }
+    keep_capabilities(&p.capabilities).context("keeping the capability that thread ids need")?;
     sys::prctl(libc::PR_SET_PDEATHSIG, p.pdeathsig as u64).context("PR_SET_PDEATHSIG")?;
     // 2 (only root may read its core) cannot be set by hand; 0 is nearest.
     sys::prctl(libc::PR_SET_DUMPABLE, (p.dumpable == 1).into()).context("PR_SET_DUMPABLE")?;
     Ok(())
 }
 
-/// Leaves the one capability that the restorer needs for thread ids and /proc/self/exe: CAP_CHECKPOINT_RESTORE (before Linux
-/// 5.9, CAP_SYS_ADMIN). In a user namespace of our own it permits nothing else; as root's gift it goes at the next exec.
-fn keep_one_capability() -> io::Result<()> {
+/// Supplementary groups of this process.
+fn groups() -> Vec<u32> {
+    // SAFETY: asks for the number, then for as many.
+    unsafe {
+        let mut groups = vec![0; libc::getgroups(0, std::ptr::null_mut()).max(0) as usize];
+        let n = libc::getgroups(groups.len() as i32, groups.as_mut_ptr());
+        groups.truncate(n.max(0) as usize);
+        groups
+    }
+}
+
+const PR_CAP_AMBIENT: i32 = 47;
+const PR_CAP_AMBIENT_RAISE: u64 = 2;
+
+// Indexes in `Process::capabilities`.
+const INHERITABLE: usize = 0;
+const PERMITTED: usize = 1;
+const EFFECTIVE: usize = 2;
+const BOUNDING: usize = 3;
+const AMBIENT: usize = 4;
+
+/// Leaves those of the image, and the one that the restorer needs for thread ids and /proc/self/exe: CAP_CHECKPOINT_RESTORE
+/// (before Linux 5.9, CAP_SYS_ADMIN). In a user namespace of our own it permits nothing else; as root's gift it goes at the
+/// next exec.
+fn keep_capabilities(image: &[u64; 5]) -> io::Result<()> {
     let now = capabilities()?;
-    let (_, keep) = needed(&now);
-    set_capabilities([keep[0], keep[0], 0, keep[1], keep[1], 0])
+    let (_, need) = needed(&now);
+    let half = |set: usize, n: usize| (image[set] >> (32 * n)) as u32;
+    let permitted = |n: usize| (half(PERMITTED, n) | need[n]) & now[1 + 3 * n];
+    let effective = |n: usize| (half(EFFECTIVE, n) | need[n]) & permitted(n);
+    let inheritable = |n: usize| half(INHERITABLE, n) & now[1 + 3 * n];
+    let wanted = [effective(0), permitted(0), inheritable(0), effective(1), permitted(1), inheritable(1)];
+    if wanted != now {
+        set_capabilities(wanted)?;
+    }
+    for capability in (0..64_u64).filter(|c| image[AMBIENT] & 1 << c != 0) {
+        // SAFETY: plain numbers. Only what is permitted and inheritable can be.
+        _ = unsafe { libc::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0) };
+    }
+    Ok(())
 }
 
 /// Lets what `f` executes have that capability too: the coordinator of an ordinary user may compare descriptors (kcmp(2)) only
 /// of processes that have no more capabilities than itself.
 pub fn lending_capability<R>(f: impl FnOnce() -> R) -> R {
-    const PR_CAP_AMBIENT: i32 = 47;
-    const RAISE: u64 = 2;
     // SAFETY: no arguments.
     let ordinary = unsafe { libc::geteuid() } != 0;
     let before = capabilities().ok().filter(|_| ordinary);
@@ -124,7 +173,7 @@ pub fn lending_capability<R>(f: impl FnOnce() -> R) -> R {
         // Without it the coordinator says what it cannot compare.
         if set_capabilities(with).is_ok() {
             // SAFETY: plain numbers.
-            _ = unsafe { libc::prctl(PR_CAP_AMBIENT, RAISE, number, 0, 0) };
+            _ = unsafe { libc::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0) };
         }
     }
     let result = f();

@@ -3,8 +3,12 @@
 //# Level: quick
 //# Modes: pipe, user
 // What a process and its threads are, beside memory and registers: limits, umask, folder, personality, prctl settings, names,
-// affinity, scheduling, niceness, timer slack, ids.
+// affinity, scheduling, niceness, timer slack, ids, groups, capabilities, I/O priority, what the kernel's killer and core files
+// are to know.
 #include "check.h"
+#include <grp.h>
+#include <linux/capability.h>
+#include <linux/ioprio.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/personality.h>
@@ -15,13 +19,37 @@
 
 struct seen {
     struct rlimit limits[RLIM_NLIMITS];
-    char cwd[PATH_MAX], name[16];
+    char cwd[PATH_MAX], name[16], privileges[1024], oom[32], core[32];
     unsigned personality, mask;
     pid_t pid, tid, sid, pgid;
     uid_t ids[6];
-    int dumpable, deathsig, slack, nice, policy, thp, subreaper;
+    int dumpable, deathsig, slack, nice, policy, thp, subreaper, io;
     cpu_set_t cpus;
 };
+
+static void content(const char *path, char *out, size_t size) {
+    FILE *f = fopen(path, "re");
+    CHECK(f && fgets(out, size, f), "%s", path);
+    fclose(f);
+}
+
+static void put(const char *path, const char *text) {
+    FILE *f = fopen(path, "we");
+    CHECK(f && fputs(text, f) >= 0 && fclose(f) == 0, "%s", path);
+}
+
+// What root may: another group, one capability that can never come back, and one that children inherit.
+static void privileges(void) {
+    gid_t groups[] = {3, 40, 100};
+    CHECK(setgroups(3, groups) == 0, "setgroups");
+    CHECK(prctl(PR_CAPBSET_DROP, CAP_SYS_PACCT) == 0, "bounding set");
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct data[2];
+    CHECK(syscall(SYS_capget, &header, data) == 0, "capget");
+    data[0].inheritable |= 1 << CAP_NET_BIND_SERVICE;
+    CHECK(syscall(SYS_capset, &header, data) == 0, "capset");
+    CHECK(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_NET_BIND_SERVICE, 0, 0) == 0, "ambient");
+}
 
 static void look(struct seen *s) {
     memset(s, 0, sizeof *s);
@@ -32,8 +60,17 @@ static void look(struct seen *s) {
     // umask(2) can only be read by changing it, under the other threads' feet.
     FILE *status = fopen("/proc/self/status", "re");
     CHECK(status, "status");
-    for (char line[256]; fgets(line, sizeof line, status);) sscanf(line, "Umask: %o", &s->mask);
+    for (char line[256]; fgets(line, sizeof line, status);) {
+        sscanf(line, "Umask: %o", &s->mask);
+        // An ordinary user's keeps the one capability that a restart needs.
+        int has = strncmp(line, "CapPrm", 6) == 0 || strncmp(line, "CapEff", 6) == 0;
+        if (strncmp(line, "Groups", 6) == 0 || (strncmp(line, "Cap", 3) == 0 && !(has && geteuid() != 0)))
+            strcat(s->privileges, line);
+    }
     fclose(status);
+    content("/proc/self/oom_score_adj", s->oom, sizeof s->oom);
+    content("/proc/self/coredump_filter", s->core, sizeof s->core);
+    s->io = syscall(SYS_ioprio_get, IOPRIO_WHO_PROCESS, 0);
     s->pid = getpid();
     s->tid = gettid();
     s->sid = getsid(0);
@@ -67,6 +104,9 @@ static void compare(const struct seen *was) {
     SAME(dumpable);
     SAME(deathsig);
     SAME(slack);
+    CHECK(strcmp(is.privileges, was->privileges) == 0, "privileges:\n%s, they were\n%s", is.privileges, was->privileges);
+    CHECK(strcmp(is.oom, was->oom) == 0 && strcmp(is.core, was->core) == 0, "oom_score_adj %s, core %s", is.oom, is.core);
+    SAME(io);
     SAME(thp);
     SAME(subreaper);
     CHECK(is.nice == was->nice, "niceness %d, it was %d", is.nice, was->nice);
@@ -121,6 +161,10 @@ int main(void) {
     limit.rlim_cur = 0;
     limit.rlim_max = 1 << 20;
     CHECK(setrlimit(RLIMIT_CORE, &limit) == 0, "limit");
+    if (geteuid() == 0) privileges();
+    put("/proc/self/oom_score_adj", "321");
+    put("/proc/self/coredump_filter", "0x7f");
+    CHECK(syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_PRIO_VALUE(IOPRIO_CLASS_BE, 6)) == 0, "ioprio");
     personality(ADDR_NO_RANDOMIZE | personality(0xffffffff));
     prctl(PR_SET_NAME, "attributed");
     prctl(PR_SET_PDEATHSIG, SIGUSR1);
