@@ -149,6 +149,8 @@ pub fn start(token: u64) -> Result<(), String> {
     // The checkpoint thread takes no signal of the program's.
     // SAFETY: masks are 8 bytes.
     _ = unsafe { sc!(rt_sigprocmask, libc::SIG_SETMASK, &raw const all, &raw mut old, 8) };
+    // Not by the checkpoint thread: a child that the program forks meanwhile would inherit the file, where the table is shared.
+    sandbox::remember();
     BARE.store(!plugins::any(), Relaxed);
     STATE.store(WAIT, Release);
     let started = if is_bare() { start_bare(token) } else { start_pthread(token) };
@@ -308,7 +310,6 @@ extern "C" fn run_bare() {
 
 /// The checkpoint thread's life.
 fn serve() {
-    sandbox::remember();
     let member = loop {
         match checkpoint::receive() {
             Ok(ToProcess::Joined { member }) => break Ok(member),
@@ -340,5 +341,7 @@ pub fn adopt(note: &RestartInfo) -> Result<(), String> {
     let c = Connection::adopt(note.coordinator_fd as i32).map_err(|e| format!("connection left by restart: {e}"))?;
     conn::set(Some(c));
     arena::Scratch::leave();
+    // The filters of whoever restarts.
+    sandbox::remember();
     Ok(())
 }

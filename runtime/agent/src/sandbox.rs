@@ -10,7 +10,7 @@ use crate::{
 use alloc::{ffi::CString, format, string::String};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// [`mark`] of the checkpoint thread when it began.
+/// [`mark`] of the process in its first moment, or that of its restart.
 static AT_FIRST: AtomicU64 = AtomicU64::new(0);
 
 /// Mode and number of filters of a thread, as one number (Seccomp_filters: Linux 5.9).
@@ -19,7 +19,7 @@ fn mark(status: &[u8]) -> u64 {
     number("Seccomp") << 32 | number("Seccomp_filters")
 }
 
-/// On the checkpoint thread, as it begins.
+/// While all of the process's threads have the same filters, for nothing of the program has run.
 pub fn remember() {
     if let Ok(status) = sys::read_file(c"/proc/thread-self/status") {
         AT_FIRST.store(mark(&status), Relaxed);
