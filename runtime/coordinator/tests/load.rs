@@ -211,14 +211,14 @@ fn a_thousand_processes_exchange_keys() {
     let figures = run(bounded(1024), Exchange::Entries(64 + 256));
     // What is aimed at, on two processors that have nothing else to do, is a second; other test programs may run, so
     // that here the bound is that nothing is quadratic.
-    assert!(figures.quiesce_us <= 10_000_000, "{figures:?}");
+    assert!(figures.quiesce_us <= 30_000_000, "{figures:?}");
 }
 
 /// The restart exchange of InfiniBand. Measured alone on two cores it must stay below a second; the bound is as above.
 #[test]
 fn a_thousand_processes_restart_over_verbs() {
     let figures = run(bounded(1024), Exchange::Restart);
-    assert!(figures.quiesce_us <= 10_000_000, "{figures:?}");
+    assert!(figures.quiesce_us <= 30_000_000, "{figures:?}");
 }
 
 #[test]
