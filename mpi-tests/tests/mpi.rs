@@ -47,7 +47,8 @@ impl Over {
 
 /// The transports that normal runs play everything over.
 const MAIN: [&str; 4] = ["openmpi-tcp", "openmpi-verbs", "mpich-posix", "mpich-verbs"];
-/// The quick one. MPICH over TCP plays these in full runs: now and then one of its ranks does not come out of MPI_Finalize.
+/// The quick one. MPICH over TCP plays these in full runs: natively too, one of its ranks now and then does not come
+/// out of MPI_Finalize (docs/operations.md has what was found).
 const HOST: Over = Over::Only(&["openmpi-vader"]);
 
 const fn row(
