@@ -104,6 +104,12 @@ pub type Name<'a> = &'a mut dyn FnMut(Owned) -> core::result::Result<u32, Refusa
 /// Bytes that cannot be taken without receiving them, in words.
 pub fn fill(fd: i32, s: &mut Socket, diag: &Diag, name: Name<'_>) -> core::result::Result<(), Refusal> {
     s.options = diag.options(fd, s);
+    if let Some(size) = s.widened.take() {
+        // The program's own.
+        let name = (libc::SOL_SOCKET, crate::options::SO_RCVBUF);
+        s.options.retain(|(level, n, _)| (*level, *n) != name);
+        s.options.push((name.0, name.1, size.to_ne_bytes().to_vec()));
+    }
     if matches!(s.state, State::Listening { .. } | State::Connecting) || s.family == libc::AF_NETLINK {
         return Ok(());
     }
@@ -160,16 +166,20 @@ pub fn quiet(fd: i32, s: &mut Socket, diag: &Diag, first: bool) -> bool {
     }
 }
 
-/// Takes back what [`quiet`] changed. Not before all is quiet: what arrives then finds no room, and comes again much later.
+/// Takes back what [`quiet`] changed, but for the size of a receive buffer: the peer may send as much as it has been promised by
+/// now, and what finds no room is dropped until its timers send it again (segments as long as loopback's for ever: Linux 6.16
+/// takes none that is longer than what is free). Such a buffer is as large as it has become from now on, and fixed again.
 pub fn settle(fd: i32, s: &mut Socket) {
-    if let Some(size) = s.widened.take() {
-        let _ = sys::setsockopt(fd, libc::SOL_SOCKET, crate::options::SO_RCVBUF, size / 2);
+    use crate::options::SO_BUF_LOCK;
+    if s.widened.is_some() {
+        let locks = sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, SO_BUF_LOCK).unwrap_or(0);
+        let _ = sys::setsockopt(fd, libc::SOL_SOCKET, SO_BUF_LOCK, locks | 2);
     }
 }
 
 /// Lets the receive window grow as far as the system allows (tcp(7), tcp_rmem): SO_RCVLOWAT does that without fixing the
 /// buffer's size for ever, as SO_RCVBUF would. A peek then makes the kernel tell the sender. A size that the program fixed is
-/// unlocked (Linux 5.14): it is the answer, and to be set again when all has arrived.
+/// unlocked (Linux 5.14): it is the answer.
 pub(crate) fn widen(fd: i32) -> Option<i32> {
     use crate::options::{SO_BUF_LOCK, SO_RCVBUF, SO_RCVLOWAT};
     let get = |name| sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, name).ok();

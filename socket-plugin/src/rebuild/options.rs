@@ -24,8 +24,9 @@ pub fn first(fd: i32, s: &Socket) {
             continue;
         }
         if *level == SOCKET && (*name == SO_SNDBUF || *name == SO_RCVBUF) {
-            // A small window would make refilling wait for timers: small sizes are set at the end.
-            if s.tcp.is_none() || int(s, SOCKET, *name) > sys::getsockopt::<i32>(fd, SOCKET, *name).ok() {
+            // A small window would make refilling wait for timers. Where nothing is to be refilled it is small from the first.
+            let idle = s.queue.is_empty() && *name == SO_RCVBUF;
+            if s.tcp.is_none() || idle || int(s, SOCKET, *name) > sys::getsockopt::<i32>(fd, SOCKET, *name).ok() {
                 buffer(fd, s, *name);
             }
             continue;
@@ -49,10 +50,13 @@ fn join(fd: i32, level: i32, group: &[u8]) {
 
 /// After everything.
 pub fn last(fd: i32, s: &Socket) {
-    // Refilling may have needed larger buffers than the program's.
+    // Refilling may have needed larger buffers than the program's. A receive buffer stays as large as it is: the peer may send
+    // as much as it has been promised, and what finds no room then is dropped until its timers send it again.
     if s.tcp.is_some() {
         buffer(fd, s, SO_SNDBUF);
-        buffer(fd, s, SO_RCVBUF);
+        if int(s, SOCKET, SO_RCVBUF) > sys::getsockopt::<i32>(fd, SOCKET, SO_RCVBUF).ok() {
+            buffer(fd, s, SO_RCVBUF);
+        }
     }
     for (level, name, value) in &s.options {
         if late(*level, *name) {
@@ -79,6 +83,24 @@ fn buffer(fd: i32, s: &Socket, name: i32) {
     let Some(size) = int(s, SOCKET, name) else { return };
     if fixed && sys::getsockopt::<i32>(fd, SOCKET, name) != Ok(size) {
         grow(fd, name, size / 2);
+    }
+}
+
+/// Before a connection comes in on `listener` that is to be `s`: the receive buffer that `s` has, if the program fixed it and
+/// nothing is to be refilled. What to give back to [`not_for`].
+pub fn for_one(listener: i32, s: &Socket) -> Option<i32> {
+    let before = sys::getsockopt::<i32>(listener, SOCKET, SO_RCVBUF).ok()?;
+    if s.queue.is_empty() {
+        buffer(listener, s, SO_RCVBUF);
+    }
+    (sys::getsockopt::<i32>(listener, SOCKET, SO_RCVBUF) != Ok(before)).then_some(before)
+}
+
+/// Takes [`for_one`] back.
+pub fn not_for(listener: i32, before: Option<i32>) {
+    if let Some(size) = before {
+        grow(listener, SO_RCVBUF, size / 2);
+        let _ = sys::setsockopt(listener, SOCKET, SO_BUF_LOCK, 0);
     }
 }
 

@@ -183,6 +183,7 @@ fn connect(w: &mut Work<'_>, client: usize, server: Option<usize>, listener: i32
         |w: &Work<'_>, e| w.error(client, format!("connecting {} and {} again", show(&c.local), show(&c.peer)), e);
     let to = os::name(listener, false).map_err(|e| fail(w, e))?;
     let to = Endpoint::parse(&to).map_or(to, |e| e.address(c.family));
+    let inherited = server.and_then(|server| options::for_one(listener, w.sockets[server]));
     let mut fd = os::socket(c.family, c.kind, c.protocol, w.base).map_err(|e| fail(w, e))?;
     options::first(fd, c);
     let mut done = os::bind(fd, &c.local).and_then(|()| os::connect(fd, &to));
@@ -210,6 +211,7 @@ fn connect(w: &mut Work<'_>, client: usize, server: Option<usize>, listener: i32
         }
         os::reset(accepted);
     };
+    options::not_for(listener, inherited);
     os::wait(fd, libc::POLLOUT).map_err(|e| fail(w, e))?;
     if let Some(server) = server {
         options::first(accepted, w.sockets[server]);

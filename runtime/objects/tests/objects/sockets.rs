@@ -429,7 +429,7 @@ fn tcp() -> Vec<Case> {
             },
             |_| {
                 let sent: usize = std::fs::read_to_string("window-full").expect("read").parse().expect("number");
-                assert_eq!(option(11, libc::SOL_SOCKET, libc::SO_RCVBUF), 8192);
+                assert!(option(11, libc::SOL_SOCKET, libc::SO_RCVBUF) >= 8192);
                 let got = read_all_waiting(11);
                 assert_eq!((got.len(), got == pattern(sent)), (sent, true));
                 write_all(10, b"next");
