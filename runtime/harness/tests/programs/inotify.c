@@ -1,9 +1,11 @@
 //# Checkpoints: 3
 //# Modes: pipe, user
 // An inotify watch on a folder that nobody has open and on a file, in a process and in its
-// child; events keep coming with the same watch descriptors.
+// child; events keep coming with the same watch descriptors. One that nobody had read at the cut is lost by a restart
+// (docs/coverage.md): what caused it is then done once more.
 #include "check.h"
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/inotify.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -16,7 +18,17 @@ static void touch(const char *path) {
     close(fd);
 }
 
-static void expect(int fd, int wd, uint32_t mask) {
+static void create(const char *path) {
+    unlink(path);
+    touch(path);
+}
+
+static void change(const char *path) { CHECK(chmod(path, 0600) == 0, "chmod"); }
+
+// The event of what has been done to `path` just now is in the queue, or lost.
+static void expect(int fd, int wd, uint32_t mask, void (*act)(const char *), const char *path) {
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    while (poll(&p, 1, 500) == 0) act(path);
     _Alignas(struct inotify_event) char text[4096];
     ssize_t n = read(fd, text, sizeof text);
     struct inotify_event *e = (void *)text;
@@ -26,11 +38,11 @@ static void expect(int fd, int wd, uint32_t mask) {
 static void once(int fd, int on_folder, int on_file, int round) {
     char path[200];
     snprintf(path, sizeof path, "%s/%d-%d", folder, getpid(), round);
-    touch(path);
-    expect(fd, on_folder, IN_CREATE);
+    create(path);
+    expect(fd, on_folder, IN_CREATE, create, path);
     CHECK(unlink(path) == 0, "unlink");
-    CHECK(chmod(file, 0600) == 0, "chmod");
-    expect(fd, on_file, IN_ATTRIB);
+    change(file);
+    expect(fd, on_file, IN_ATTRIB, change, file);
 }
 
 static int watch(int *on_folder, int *on_file) {
@@ -66,8 +78,8 @@ int main(void) {
             CHECK(fcntl(mine, F_SETFL, 0) == 0, "fcntl");
             char path[200];
             snprintf(path, sizeof path, "%s/c%d", folder, round++);
-            touch(path);
-            expect(mine, f, IN_CREATE);
+            create(path);
+            expect(mine, f, IN_CREATE, create, path);
             CHECK(unlink(path) == 0 && write(done[1], "x", 1) == 1, "unlink");
         }
         _exit(0);
@@ -75,12 +87,15 @@ int main(void) {
     close(go[0]);
     ready();
     int more = 1;
+    char again[160];
+    snprintf(again, sizeof again, "%s/again", folder);
     for (int round = 0; more; round++) {
         char c;
         more = beat();
         once(fd, on_folder, on_file, round);
         CHECK(write(go[1], "x", 1) == 1 && read(done[0], &c, 1) == 1, "child");
-        expect(fd, on_folder, IN_CREATE);
+        expect(fd, on_folder, IN_CREATE, create, again);
+        unlink(again);
     }
     close(go[1]);
     int status;
