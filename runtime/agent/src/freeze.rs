@@ -313,7 +313,12 @@ fn freeze_inner(
         // SAFETY: shared with the parent.
         let o = unsafe { &mut *outcome };
         let copied = |i| copies.iter().any(|c| c.region == i);
-        // The program has not gone on yet: from now on what it closes is closed.
+        // The program has not gone on yet: from now on what it closes is closed, and what it detaches is detached (a System V
+        // segment's number of attachments is to be seen; each was copied).
+        for (_, r) in regions.iter().enumerate().filter(|(i, r)| r.flags & flag::SYSV != 0 && copied(*i)) {
+            // SAFETY: nothing here looks at the program's memory there any more.
+            _ = unsafe { sc!(munmap, r.range.start, r.range.end - r.range.start) };
+        }
         let own = sys::own_table(&mut [facts.image.0, conn::descriptor_in_child()]);
         let all = maps::all_there(&regions, &ours, copied).unwrap_or(true);
         o.ready.store(if all { 1 } else { 2 }, Release);
@@ -332,7 +337,7 @@ fn freeze_inner(
         o.report(own.and_then(|()| Files::open(true)).map(ManuallyDrop::new).and_then(|f| {
             let here = maps::read(&f.maps, &ours)?;
             maps::complete(&mut regions, &here, copied)?;
-            before.lock(&mut regions);
+            before.complete(&mut regions);
             save::write(facts, &regions, &copies, &f)
         }));
         // Our parent may have ended meanwhile (a short-lived process): this process tells the coordinator itself, on

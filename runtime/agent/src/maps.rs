@@ -222,8 +222,8 @@ pub const FRAGILE: u32 = flag::DONTFORK | flag::WIPEONFORK | flag::HUGETLB;
 /// Flags of locked memory.
 const LOCKS: u32 = flag::LOCKED | flag::ONFAULT;
 
-/// What a forked child cannot tell of the program's memory: [`FRAGILE`] ranges, and those that are locked (mlock(2)), for locks
-/// are not inherited.
+/// What a forked child cannot tell of the program's memory: [`FRAGILE`] ranges, those that are locked (mlock(2)), for locks are
+/// not inherited, and System V segments, from which the child detaches at once.
 #[derive(Default)]
 pub struct Before(Vec<(Range, u32)>);
 
@@ -234,7 +234,8 @@ pub struct Before(Vec<(Range, u32)>);
 pub fn before() -> Result<Before, String> {
     let text = sys::read_file(c"/proc/self/smaps").unwrap_or_default();
     let regions = parse(&text, &[])?.regions.into_iter();
-    Ok(Before(regions.map(|r| (r.range, r.flags & (FRAGILE | LOCKS))).filter(|r| r.1 != 0).collect()))
+    let kept = |r: &Region| if r.flags & flag::SYSV != 0 { r.flags } else { r.flags & (FRAGILE | LOCKS) };
+    Ok(Before(regions.map(|r| (r.range, kept(&r))).filter(|r| r.1 != 0).collect()))
 }
 
 impl Before {
@@ -244,10 +245,11 @@ impl Before {
         self.0.iter().filter(over).fold(r.flags, |flags, b| flags | b.1)
     }
 
-    /// Adds the locks to regions that the child has looked at.
-    pub fn lock(&self, regions: &mut [Region]) {
+    /// Adds to regions that the child has looked at what it could not see.
+    pub fn complete(&self, regions: &mut [Region]) {
         for r in regions {
-            r.flags |= self.flags(r) & LOCKS;
+            let unseen = if r.flags & flag::SYSV != 0 { u32::MAX } else { LOCKS };
+            r.flags |= self.flags(r) & unseen;
         }
     }
 }
@@ -278,6 +280,8 @@ pub fn complete(regions: &mut [Region], here: &[Region], copied: impl Fn(usize) 
         let at = here.partition_point(|h| h.range.end <= r.range.start);
         match here.get(at).filter(|h| h.range.start <= r.range.start && r.range.end <= h.range.end) {
             Some(h) if h.flags & flag::WIPEONFORK == 0 || copied(i) => r.flags |= h.flags,
+            // The child has left it.
+            None if copied(i) && r.flags & flag::SYSV != 0 => {}
             None if copied(i) => r.flags |= flag::DONTFORK | flag::MAYWRITE,
             _ => {
                 return Err(format!(
