@@ -146,7 +146,17 @@ pub fn fill_ipc(ipc: &mut Ipc, mapped: &[Mapped], elsewhere: impl Fn(Class, i32)
         }
         if !all_mapped(&s, mapped) {
             // proc_sysvipc(5): rss, swap.
-            s.contents = Some(segment(&s, row[14] as usize, row[15] > 0)?);
+            s.contents = match segment(&s, row[14] as usize, row[15] > 0)? {
+                None if mapped.iter().all(|m| m.id != id) => continue,
+                None => {
+                    return Err(CaptureError::call(
+                        -1,
+                        &format!("attaching shared memory segment {id}"),
+                        Errno(libc::EACCES),
+                    ));
+                }
+                contents => contents,
+            };
         }
         out.segments.push(s);
     }
@@ -242,14 +252,17 @@ fn all_mapped(s: &Segment, mapped: &[Mapped]) -> bool {
     parts.iter().fold(0, |end, m| if m.start <= end { m.end.max(end) } else { end }) >= s.size
 }
 
-/// The bytes of a segment, without pages that were never touched. `resident` bytes are in memory.
-fn segment(s: &Segment, resident: usize, swapped: bool) -> Result<Contents> {
+/// The bytes of a segment, without pages that were never touched. `resident` bytes are in memory. None: it is [`gone`].
+fn segment(s: &Segment, resident: usize, swapped: bool) -> Result<Option<Contents>> {
     let id = s.head.id;
     let fail = |what: &str, e| CaptureError::call(-1, &format!("{what} shared memory segment {id}"), e);
     let length = (s.size as usize).next_multiple_of(PAGE);
     // SAFETY: at a place that the kernel chooses, for reading.
-    let at = unsafe { sys::call(libc::SYS_shmat, [id as usize, 0, SHM_RDONLY, 0, 0, 0]) }
-        .map_err(|e| fail("attaching", e))?;
+    let at = match unsafe { sys::call(libc::SYS_shmat, [id as usize, 0, SHM_RDONLY, 0, 0, 0]) } {
+        Ok(at) => at,
+        Err(e) if gone(e) => return Ok(None),
+        Err(e) => return Err(fail("attaching", e)),
+    };
     let mut bits = vec![0u8; length / PAGE];
     // SAFETY: a byte for each page.
     let told = unsafe { sys::call(libc::SYS_mincore, [at, length, bits.as_mut_ptr() as usize, 0, 0, 0]) }.is_ok();
@@ -282,5 +295,5 @@ fn segment(s: &Segment, resident: usize, swapped: bool) -> Result<Contents> {
             ),
         ));
     }
-    Ok(out)
+    Ok(Some(out))
 }
