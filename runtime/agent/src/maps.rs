@@ -241,8 +241,10 @@ pub fn before() -> Result<Before, String> {
 impl Before {
     /// What is known of a region, by itself and from before.
     pub fn flags(&self, r: &Region) -> u32 {
-        let over = |b: &&(Range, u32)| b.0.start < r.range.end && r.range.start < b.0.end;
-        self.0.iter().filter(over).fold(r.flags, |flags, b| flags | b.1)
+        // Both ascend, and there may be tens of thousands.
+        let first = self.0.partition_point(|b| b.0.end <= r.range.start);
+        let over = self.0[first..].iter().take_while(|b| b.0.start < r.range.end);
+        over.fold(r.flags, |flags, b| flags | b.1)
     }
 
     /// Adds to regions that the child has looked at what it could not see.
