@@ -29,6 +29,7 @@ mod huge;
 mod init;
 mod libc_facts;
 mod maps;
+mod membership;
 mod pages;
 mod panic;
 mod pending;

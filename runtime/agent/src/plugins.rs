@@ -206,7 +206,7 @@ fn dispatch_all(event: Event, round: u32, member: u64, generation: u64) -> Resul
             generation,
             error: error.as_mut_ptr().cast(),
             error_len: error.len(),
-            restarts: crate::checkpoint::restarts(),
+            restarts: crate::membership::restarts(),
         };
         // SAFETY: the plugin's own hook and user pointer; info outlives the call.
         let r = unsafe { hook(user, &raw mut info) };
@@ -232,7 +232,7 @@ fn dispatch_all(event: Event, round: u32, member: u64, generation: u64) -> Resul
 pub fn tell(event: Event) {
     if wanted(event) {
         thread::guarded(|| {
-            if let Err(e) = dispatch(event, 0, crate::checkpoint::member(), 0) {
+            if let Err(e) = dispatch(event, 0, crate::membership::member(), 0) {
                 sys::complain(&e);
             }
         });

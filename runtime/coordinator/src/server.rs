@@ -9,14 +9,14 @@ use crate::{
     generation, lend,
     machine::{Conn, Effect, Input, Machine, Settings, Token},
     options::Options,
-    prepare::{self, Preparing},
-    process::{self, Found, Handle},
+    prepare::Preparing,
+    process::{self, Handle},
     shared,
 };
 use rustix::{process::Signal, time::ClockId};
 use slackwater_image::manifest::folder_name;
 use slackwater_protocol::{
-    command::{Reply, Status},
+    command::Reply,
     frame,
     message::{FromProcess, ToProcess},
     names,
@@ -33,6 +33,8 @@ use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     task::{JoinHandle, JoinSet},
 };
+
+mod processes;
 
 /// At the end, peers have this long to read their last message.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -144,11 +146,6 @@ async fn accept(
             }
         }
     }
-}
-
-/// A stopped process says nothing, nor does one whose tracer keeps it.
-fn cannot_answer(pid: i32) -> bool {
-    process::is_stopped(pid) || process::tracer(pid).is_some()
 }
 
 struct Server {
@@ -339,110 +336,12 @@ impl Server {
         }
     }
 
-    /// Asks those with much memory to prepare. Who is stopped would not answer.
-    fn prepare(&self, generation: u64) -> Option<Preparing> {
-        let asked = self.processes.iter().filter(|&(_, &(_, pid))| prepare::is_worthwhile(pid));
-        let asked = asked.filter(|&(_, &(_, pid))| !cannot_answer(pid)).map(|(&conn, _)| conn).collect();
-        let preparing = Preparing::new(generation, asked);
-        for &conn in preparing.iter().flat_map(Preparing::awaited) {
-            self.send(conn, &ToProcess::Prepare { generation });
-        }
-        preparing
-    }
-
-    fn look_at_preparing(&mut self) {
-        let processes = &self.processes;
-        if let Some(preparing) = &mut self.preparing {
-            preparing.look(|conn| processes.get(&conn).is_none_or(|&(_, pid)| cannot_answer(pid)));
-        }
-        self.end_preparing();
-    }
-
-    /// The machine goes on, if all have prepared.
-    fn end_preparing(&mut self) {
-        if let Some(Preparing { generation, .. }) = self.preparing.take_if(|preparing| preparing.is_over()) {
-            self.inputs.push_back(Input::Folder { generation, result: Ok(()) });
-        }
-    }
-
     fn send(&self, conn: Conn, message: &impl serde::Serialize) {
         let Some(out) = self.outs.get(&conn) else { return };
         match frame::to_frame(message) {
             Ok(frame) => drop(out.send(Out::Frame(frame))),
             Err(error) => log(&format!("a message to connection {conn} cannot be sent: {error}")),
         }
-    }
-
-    /// `claim` (program, parent) None: the process is being restored, and is another program still.
-    fn watch(&mut self, conn: Conn, pid: i32, claim: Option<&(String, i32)>) {
-        let events = self.events.clone();
-        let found = process::open(pid);
-        if let Some((exe, ppid)) = claim {
-            match process::is(pid, exe, *ppid) {
-                Some(true) => {}
-                Some(false) => {
-                    return log(&format!(
-                        "process {pid} is another one here: its connection alone tells whether it lives (is it in another \
-                         pid namespace?)"
-                    ));
-                }
-                // Gone already, or never in this pid namespace: its connection tells.
-                None => return,
-            }
-        }
-        match found {
-            Found::Alive(handle) => {
-                self.processes.insert(conn, (handle.clone(), pid));
-                tokio::spawn(async move {
-                    handle.died().await;
-                    drop(events.send(Event::Input(Input::Died(conn))));
-                });
-            }
-            Found::Dead => drop(events.send(Event::Input(Input::Died(conn)))),
-            Found::Unknown(error) => log(&format!("process {pid} cannot be watched: {error}")),
-        }
-    }
-
-    fn watch_expected(&mut self, token: Token, pid: i32) {
-        let events = self.events.clone();
-        match process::open(pid) {
-            Found::Alive(handle) => {
-                self.expected.insert(token, (handle.clone(), pid));
-                tokio::spawn(async move {
-                    handle.died().await;
-                    drop(events.send(Event::Input(Input::ExpectedDied(token))));
-                });
-            }
-            Found::Dead => drop(events.send(Event::Input(Input::ExpectedDied(token)))),
-            Found::Unknown(error) => log(&format!("process {pid}, which was announced, cannot be watched: {error}")),
-        }
-    }
-
-    /// A stopped process cannot answer; its parent, if it is a member, may stand already and learns nothing of this.
-    fn wake(&mut self, conn: Conn) {
-        let Some((process, pid)) = self.processes.get(&conn) else { return };
-        if !process::is_stopped(*pid) {
-            // A tracer outside passes the checkpoint signal on; one of ours stands itself, and cannot.
-            let tracer = process::tracer(*pid).filter(|tracer| self.processes.values().any(|(_, pid)| pid == tracer));
-            self.inputs.extend(tracer.map(|tracer| Input::Traced(conn, tracer)));
-            return;
-        }
-        process::hold_threads(*pid);
-        match process.signal(Signal::CONT) {
-            Ok(()) => self.inputs.push_back(Input::Woken(conn)),
-            Err(error) => log(&format!("process {pid} is stopped and cannot be continued: {error}")),
-        }
-    }
-
-    /// Counts the threads of processes that can be seen here; one of them is the checkpoint thread.
-    fn with_threads(&self, mut status: Status) -> Status {
-        let seen: std::collections::HashSet<i32> = self.processes.values().map(|&(_, pid)| pid).collect();
-        for member in status.members.iter_mut().filter(|member| seen.contains(&member.pid)) {
-            if let Some(threads) = process::threads(member.pid) {
-                member.threads = threads.saturating_sub(1);
-            }
-        }
-        status
     }
 
     /// Lets file jobs end and writers flush.

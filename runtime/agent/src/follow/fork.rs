@@ -3,7 +3,7 @@
 //! vfork(2) is a fork here: its child would run on the parent's memory and stack, where no second agent can live.
 use super::{connected, gate::Birth, keep_errno, say, shell, token};
 use crate::{
-    arena, checkpoint, conn, init, plugins,
+    arena, conn, init, membership, plugins,
     plugins::Event,
     relay, stop,
     sys::{self, complain},
@@ -20,7 +20,7 @@ fn born(real: impl FnOnce() -> c_int) -> c_int {
         return real();
     }
     let mut birth = Birth::enter();
-    let event = |event| _ = plugins::dispatch(event, 0, checkpoint::member(), 0);
+    let event = |event| _ = plugins::dispatch(event, 0, membership::member(), 0);
     event(Event::Prefork);
     let token = token();
     let announced = say(&FromProcess::Expect { token });

@@ -1,6 +1,6 @@
 //! The functions of `slackwater.h`.
 use super::{ABI, Plugin, Registered, SMALLEST, WANTED, options, with};
-use crate::{arena, checkpoint, follow::gate, relay, sys};
+use crate::{arena, checkpoint, follow::gate, membership, relay, sys};
 use alloc::{format, string::ToString, vec::Vec};
 use core::{
     alloc::Layout,
@@ -209,7 +209,7 @@ pub extern "C" fn slackwater_cutout(address: *mut c_void, length: usize) -> c_in
 /// Takes a checkpoint and waits for it: 0 committed, 1 restarted from it, -1 failed.
 #[unsafe(no_mangle)]
 pub extern "C" fn slackwater_checkpoint() -> c_int {
-    checkpoint::from_program()
+    membership::from_program()
 }
 
 /// `struct slackwater_status`.
@@ -231,9 +231,9 @@ pub unsafe extern "C" fn slackwater_status(status: *mut Status) -> c_int {
     let now = Status {
         size: size_of::<Status>() as u32,
         members: super::MEMBERS.load(Relaxed) as u32,
-        member: checkpoint::member(),
-        generation: checkpoint::generation(),
-        restarts: checkpoint::restarts(),
+        member: membership::member(),
+        generation: membership::generation(),
+        restarts: membership::restarts(),
     };
     if status.is_null() || now.member == 0 {
         return -1;
