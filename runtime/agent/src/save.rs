@@ -23,7 +23,11 @@ const PIECE: u64 = 4 << 20;
 /// Buffer for memory that cannot be read in place.
 const BOUNCE: usize = 1 << 20;
 
-struct File<'a>(&'a Fd);
+/// The disk is given work after so many bytes, so that fsync(2) at the end has little left to wait for.
+const WRITEBACK: u64 = 16 << 20;
+
+/// The image, and up to where the disk has been given work.
+struct File<'a>(&'a Fd, u64);
 
 impl Sink for File<'_> {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), i32> {
@@ -37,6 +41,13 @@ impl Sink for File<'_> {
                 Err(Errno::EINTR) => {}
                 Err(e) => return Err(e.into_raw()),
             }
+        }
+        let end = offset + bytes.len() as u64;
+        if end >= self.1 + WRITEBACK {
+            // Begins to write and does not wait; what it cannot do, fsync does.
+            // SAFETY: a descriptor of ours.
+            _ = unsafe { sc!(sync_file_range, self.0.0, self.1, end - self.1, libc::SYNC_FILE_RANGE_WRITE) };
+            self.1 = end;
         }
         Ok(())
     }
@@ -164,7 +175,7 @@ pub fn write(facts: &Facts, regions: &[Region], copies: &[Copy], files: &Files) 
     };
     let options = Options { codec, page_size: PAGE as u32 };
     let mut s = Saver {
-        writer: Writer::new(File(&facts.image), options).map_err(|e| e.to_string())?,
+        writer: Writer::new(File(&facts.image, 0), options).map_err(|e| e.to_string())?,
         pagemap: Pagemap::new(&files.pagemap),
         memory: &files.memory,
         bounce: vec![0; BOUNCE],
