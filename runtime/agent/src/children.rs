@@ -1,6 +1,6 @@
 //! The children of a stopped process: zombies, which are part of it, and strays, which are part of nothing.
 //!
-//! A child that a raw clone(2) made without our wrappers has no checkpoint thread, so no checkpoint would have it, and its
+//! A child that a clone(2) made which is no fork, or came by no wrapper of ours, has no checkpoint thread, so no checkpoint would have it, and its
 //! parent would be told after a restart that it has no such child. It is known by what it lacks: it has our library in its
 //! memory, and one thread alone. A program which such a child has just executed looks the same until it has joined, so the
 //! coordinator asks again for a while. Rule: runs while all threads stand, for strays must be told from the children of later.
@@ -26,8 +26,9 @@ impl Children {
     pub fn followed(&self) -> Result<(), String> {
         let Some(pid) = self.stray else { return Ok(()) };
         Err(format!(
-            "process {pid}, a child of process {}, was made by a clone(2) that no library function made (or is about to join): \
-             it is not part of the computation and would be lost; make it by fork(3) or posix_spawn(3)",
+            "process {pid}, a child of process {}, was made by a clone(2) that shares memory, files or handlers with it, \
+             begins in other namespaces, or was made by no library function (or it is about to join): it is not part of \
+             the computation and would be lost; make it by fork(3) or posix_spawn(3)",
             sys::getpid()
         ))
     }

@@ -8,6 +8,7 @@
 //! Rules: between [`gate::Birth::enter`] and its end the thread is not stopped and takes no signals, so the arena and the
 //! connection may be used; while the C library's own function runs, the signal mask is the program's. errno is the C
 //! library's when a wrapper returns.
+pub mod clone;
 pub mod env;
 pub mod exec;
 pub mod fork;
@@ -18,15 +19,15 @@ pub mod target;
 pub mod thread;
 pub mod watch;
 
-use crate::{conn, sys};
+use crate::{conn, init, sys};
 use alloc::format;
 use core::ffi::CStr;
 use slackwater_protocol::message::FromProcess;
 use target::Target;
 
-/// Is this process part of a computation?
+/// Is this process part of a computation? (A child that was made without us, and shares our memory or has a copy, is not.)
 fn connected() -> bool {
-    conn::connected()
+    conn::connected() && init::pid() == sys::getpid()
 }
 
 /// A random number, not 0.

@@ -18,7 +18,7 @@ use alloc::{
 use core::{
     cell::UnsafeCell,
     ffi::{CStr, c_char, c_int, c_void},
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::*},
+    sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering::*},
 };
 use slackwater_protocol::{
     auth::Secret,
@@ -42,6 +42,14 @@ struct Shared(UnsafeCell<Option<Config>>);
 // SAFETY: written in the constructor, and by the checkpoint thread of a restored process while all others stand.
 unsafe impl Sync for Shared {}
 static CONFIG: Shared = Shared(UnsafeCell::new(None));
+
+/// Whose memory this is: the process that [`start`] ran in last.
+static PID: AtomicI32 = AtomicI32::new(0);
+
+/// The process that joined. A restart gives it the same number.
+pub fn pid() -> i32 {
+    PID.load(Relaxed)
+}
 
 /// The computation that this process belongs to; None: none.
 pub fn config() -> Option<&'static Config> {
@@ -151,6 +159,7 @@ pub fn start(token: u64) -> Result<(), String> {
     _ = unsafe { sc!(rt_sigprocmask, libc::SIG_SETMASK, &raw const all, &raw mut old, 8) };
     // Not by the checkpoint thread: a child that the program forks meanwhile would inherit the file, where the table is shared.
     sandbox::remember();
+    PID.store(sys::getpid(), Relaxed);
     BARE.store(!plugins::any(), Relaxed);
     STATE.store(WAIT, Release);
     let started = if is_bare() { start_bare(token) } else { start_pthread(token) };

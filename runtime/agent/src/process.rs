@@ -129,6 +129,7 @@ pub fn capture(
         sid: field(6) as i32,
         tty: field(7) as i32,
         tpgid: field(8) as i32,
+        exit_signal: field(38) as i32,
         exe: sys::read_link(c"/proc/self/exe").unwrap_or_default(),
         cmdline: file(c"/proc/self/cmdline")
             .split(|&c| c == 0)

@@ -118,6 +118,8 @@ pub struct Process {
     pub tty: i32,
     /// Foreground process group of the terminal, field 8.
     pub tpgid: i32,
+    /// The signal that its parent gets when it ends, field 38: what wait(2) finds goes by it (`__WCLONE`).
+    pub exit_signal: i32,
     /// /proc/self/exe.
     pub exe: String,
     /// argv, for people.

@@ -23,13 +23,13 @@ pub enum Side {
 /// Forks process 1 of new namespaces. It has yet to call [`settle`].
 pub fn enter() -> Result<Side> {
     let flags = (libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWNS) as u64;
-    match sys::fork_as(flags, None) {
+    match sys::fork_as(flags, None, libc::SIGCHLD) {
         Ok(0) => return Ok(Side::Init(false)),
         Ok(pid) => return Ok(Side::Outer(pid)),
         Err(e) if e.raw_os_error() == Some(libc::EPERM) => {}
         Err(e) => return Err(e).context("no new namespaces for processes, IPC and mounts (clone3)"),
     }
-    match sys::fork_as(flags | libc::CLONE_NEWUSER as u64, None) {
+    match sys::fork_as(flags | libc::CLONE_NEWUSER as u64, None, libc::SIGCHLD) {
         Ok(0) => Ok(Side::Init(true)),
         Ok(pid) => Ok(Side::Outer(pid)),
         Err(e) => Err(refused(&e)),

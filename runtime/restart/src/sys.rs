@@ -31,11 +31,11 @@ struct CloneArgs {
     set_tid_size: u64,
 }
 
-/// Forks with `flags` (namespaces), as process number `pid` of the innermost pid namespace, or any number (None). 0 in
-/// the child. The caller must be the only thread of its process.
-pub fn fork_as(flags: u64, pid: Option<i32>) -> io::Result<i32> {
+/// Forks with `flags` (namespaces), as process number `pid` of the innermost pid namespace, or any number (None). Its end is
+/// told to the parent by `exit_signal`. 0 in the child. The caller must be the only thread of its process.
+pub fn fork_as(flags: u64, pid: Option<i32>, exit_signal: i32) -> io::Result<i32> {
     let wanted = [pid.unwrap_or(0)];
-    let mut args = CloneArgs { flags, exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+    let mut args = CloneArgs { flags, exit_signal: exit_signal as u64, ..CloneArgs::default() };
     if pid.is_some() {
         args.set_tid = wanted.as_ptr() as u64;
         args.set_tid_size = 1;
@@ -120,7 +120,7 @@ pub fn wait(pid: i32, options: i32) -> io::Result<Option<Waited>> {
     let mut status = 0;
     loop {
         // SAFETY: `status` is ours.
-        match check(unsafe { libc::waitpid(pid, &raw mut status, options) }) {
+        match check(unsafe { libc::waitpid(pid, &raw mut status, options | libc::__WALL) }) {
             Ok(0) => return Ok(None),
             Ok(pid) => return Ok(Some(Waited { pid: pid as i32, status })),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -135,7 +135,7 @@ pub fn wait_dead(pid: i32) -> io::Result<()> {
         // SAFETY: siginfo_t is plain data.
         let r = unsafe {
             let mut info: libc::siginfo_t = core::mem::zeroed();
-            libc::waitid(libc::P_PID, pid as u32, &raw mut info, libc::WEXITED | libc::WNOWAIT)
+            libc::waitid(libc::P_PID, pid as u32, &raw mut info, libc::WEXITED | libc::WNOWAIT | libc::__WALL)
         };
         match check(r) {
             Ok(_) => return Ok(()),

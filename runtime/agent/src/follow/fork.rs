@@ -15,7 +15,7 @@ use slackwater_objects::watched;
 use slackwater_protocol::message::FromProcess;
 
 /// Forks by `real`, as a birth.
-fn born(real: impl FnOnce() -> c_int) -> c_int {
+pub fn born(real: impl FnOnce() -> c_int) -> c_int {
     if !connected() {
         return real();
     }

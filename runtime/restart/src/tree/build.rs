@@ -67,7 +67,7 @@ impl Tree<'_> {
     /// Makes node `i`. None in the caller; in the new process (or one below it) the member's index.
     fn make(&self, i: usize) -> Result<Option<usize>> {
         let node = &self.plan.nodes[i];
-        match sys::fork_as(0, Some(node.pid)) {
+        match sys::fork_as(0, Some(node.pid), node.exit_signal) {
             Ok(0) => self.become_node(node).map(Some),
             Ok(_) => Ok(None),
             Err(e) => {

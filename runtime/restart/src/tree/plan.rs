@@ -81,6 +81,8 @@ pub struct Node {
     pub sid: Id,
     /// Its group.
     pub pgid: Id,
+    /// The signal that its parent gets when it ends.
+    pub exit_signal: i32,
     /// It makes a group of its own number first (its own, or one it leaves again when others have joined).
     pub makes_group: bool,
     /// It adopts children, so it must be a subreaper before stand-ins end.
@@ -176,10 +178,12 @@ impl Maker {
         outside_sids.extend(processes.iter().filter(|p| p.tty != 0 && !terminals.contains(&p.tty)).map(|p| p.sid));
         let sid_of = |sid: i32| if outside_sids.contains(&sid) { Id::Outside } else { Id::Is(sid) };
         let pgid_of = |pgid: i32| if outside_pgids.contains(&pgid) { Id::Outside } else { Id::Is(pgid) };
-        let node = |pid, role, parent, sid, pgid| Node {
+        let node = |pid, role, parent: Option<i32>, exit_signal, sid, pgid| Node {
             pid,
             role,
             parent,
+            // Init's children tell it, whatever the parent that they had was told.
+            exit_signal: if parent.is_some() { exit_signal } else { libc::SIGCHLD },
             sid: sid_of(sid),
             pgid: pgid_of(pgid),
             makes_group: false,
@@ -190,10 +194,10 @@ impl Maker {
         let mut nodes = Vec::new();
         for (i, p) in processes.iter().enumerate() {
             let parent = pids.contains(&p.ppid).then_some(p.ppid);
-            nodes.push(node(p.pid, Role::Member(i), parent, p.sid, p.pgid));
+            nodes.push(node(p.pid, Role::Member(i), parent, p.exit_signal, p.sid, p.pgid));
         }
         for (parent, z) in zombies() {
-            nodes.push(node(z.pid, Role::Zombie(z.status), Some(parent), z.sid, z.pgid));
+            nodes.push(node(z.pid, Role::Zombie(z.status), Some(parent), libc::SIGCHLD, z.sid, z.pgid));
         }
         let mut by_pid = BTreeMap::new();
         for (i, n) in nodes.iter().enumerate() {
@@ -231,6 +235,7 @@ impl Maker {
             pid,
             role: Role::StandIn,
             parent: None,
+            exit_signal: libc::SIGCHLD,
             sid,
             pgid,
             makes_group: false,
