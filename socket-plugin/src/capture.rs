@@ -368,6 +368,10 @@ fn peek_all(fd: i32, stream: bool, name: Name<'_>) -> core::result::Result<Vec<M
     };
     let mut out: Vec<Message> = Vec::new();
     let queued = sys::ioctl_get::<i32>(fd, libc::FIONREAD).unwrap_or(0).max(0) as usize;
+    // A byte out of band (unix(7), Linux 5.15) is counted, but is no part of the stream, and nobody can see where it stands in it.
+    if stream && queued > 0 && receive(fd, &mut [0u8; 1], libc::MSG_PEEK | libc::MSG_OOB).is_ok() {
+        return Err(Refusal::passing("a byte sent out of band (MSG_OOB) waits unread in this Unix socket"));
+    }
     let mut buffer = vec![0u8; queued.clamp(1, PART)];
     let (mut passed, mut failure) = (0, None);
     // Of a stream SIOCINQ counts all that is unread. To look behind that would take an error that waits there for the program

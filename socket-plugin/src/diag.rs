@@ -1,6 +1,6 @@
 //! sock_diag(7): what no call on the socket itself tells: a Unix socket's peer, a TCP peer's counters on the same host.
 #![allow(unsafe_code)] // Reason: sendto and recvfrom on a netlink socket of our own.
-use alloc::{vec, vec::Vec};
+use alloc::{collections::BTreeMap, vec, vec::Vec};
 use core::cell::{OnceCell, RefCell};
 
 use crate::address::Endpoint;
@@ -14,6 +14,8 @@ pub struct Diag {
     socket: Owned,
     /// The last answer.
     answer: RefCell<Vec<u8>>,
+    /// See [`Diag::unix`].
+    unix: RefCell<Known>,
     /// See [`Diag::waiting`].
     waiting: OnceCell<Vec<(Endpoint, Endpoint, u32)>>,
     /// Options of fresh sockets.
@@ -22,6 +24,14 @@ pub struct Diag {
 
 // Family, type, protocol, and whether connected.
 type Like = (i32, i32, i32, bool);
+
+/// What [`Diag::unix`] has been asked, and knows.
+#[derive(Debug, Default)]
+struct Known {
+    asked: u32,
+    /// By inode.
+    all: BTreeMap<u32, UnixFacts>,
+}
 
 /// Of a Unix socket.
 #[derive(Clone, Debug, Default)]
@@ -65,6 +75,7 @@ impl Diag {
         Ok(Self {
             socket,
             answer: RefCell::new(vec![0; 64 * 1024]),
+            unix: RefCell::default(),
             waiting: OnceCell::new(),
             fresh: RefCell::new(Vec::new()),
         })
@@ -95,27 +106,26 @@ impl Diag {
     }
 
     /// A Unix socket by inode.
+    ///
+    /// The kernel walks through all Unix sockets to find one. So who asks for many is answered from a list of all, which is
+    /// asked for once: their processes stand. What others did meanwhile may have hidden one from that list: it is asked for alone.
     pub fn unix(&self, ino: u64) -> Result<Option<UnixFacts>> {
-        // struct unix_diag_req of <linux/unix_diag.h>: NAME, VFS, PEER, ICONS, RQLEN are asked for.
-        let mut body = Vec::new();
-        body.extend_from_slice(&[libc::AF_UNIX as u8, 0, 0, 0]);
-        body.extend_from_slice(&u32::MAX.to_ne_bytes());
-        body.extend_from_slice(&(ino as u32).to_ne_bytes());
-        body.extend_from_slice(&0x1fu32.to_ne_bytes());
-        body.extend_from_slice(&[0xff; 8]);
-        let Some(answer) = self.ask(SOCK_DIAG_BY_FAMILY, &body)? else { return Ok(None) };
-        let mut out = UnixFacts { state: answer.get(2).copied().unwrap_or(0), ..UnixFacts::default() };
-        for (kind, value) in attributes(&answer, 16) {
-            match kind {
-                1 if value.len() >= 8 => out.file = Some((u32_at(value, 4), u32_at(value, 0))),
-                2 if value.len() >= 4 => out.peer = Some(u32_at(value, 0)),
-                3 => out.pending = value.chunks_exact(4).map(|c| u32_at(c, 0)).collect(),
-                4 if value.len() >= 8 => out.backlog = u32_at(value, 4),
-                6 if !value.is_empty() => out.shutdown = value[0],
-                _ => {}
-            }
+        /// From the question of this number on.
+        const MANY: u32 = 32;
+        let mut known = self.unix.borrow_mut();
+        known.asked += 1;
+        if known.asked == MANY {
+            let all = &mut known.all;
+            self.dump_answer(&unix_request(None), |message| {
+                if message.len() >= 16 {
+                    all.insert(u32_at(message, 4), unix_facts(message));
+                }
+            })?;
         }
-        Ok(Some(out))
+        if let Some(facts) = known.all.get(&(ino as u32)) {
+            return Ok(Some(facts.clone()));
+        }
+        Ok(self.ask(SOCK_DIAG_BY_FAMILY, &unix_request(Some(ino as u32)))?.map(|answer| unix_facts(&answer)))
     }
 
     /// The TCP socket on this host whose local address is `local` and whose peer is `peer` (struct sockaddr_in or _in6).
@@ -214,24 +224,64 @@ impl Diag {
             body.extend_from_slice(&states.to_ne_bytes());
             body.extend_from_slice(&port.to_be_bytes());
             body.resize(56, 0);
-            // NLM_F_REQUEST and NLM_F_DUMP.
-            self.send(SOCK_DIAG_BY_FAMILY, 0x301, &body)?;
-            let mut answer = self.answer.borrow_mut();
-            'dump: loop {
-                let n = sys::read(self.socket.0, &mut answer)?;
-                let mut at = 0;
-                while at + 16 <= n {
-                    let length = u32_at(&answer, at) as usize;
-                    if u16_at(&answer, at + 4) != SOCK_DIAG_BY_FAMILY || length < 16 + 72 || at + length > n {
-                        break 'dump;
-                    }
-                    each(&answer[at + 16..at + length]);
-                    at += length.next_multiple_of(4);
+            self.dump_answer(&body, |message| {
+                if message.len() >= 72 {
+                    each(message);
                 }
-            }
+            })?;
         }
         Ok(())
     }
+
+    // Asks for all that fits, and hands on each answer's payload.
+    fn dump_answer(&self, body: &[u8], mut each: impl FnMut(&[u8])) -> Result<()> {
+        // NLM_F_REQUEST and NLM_F_DUMP.
+        self.send(SOCK_DIAG_BY_FAMILY, 0x301, body)?;
+        let mut answer = self.answer.borrow_mut();
+        loop {
+            let n = sys::read(self.socket.0, &mut answer)?;
+            let mut at = 0;
+            while at + 16 <= n {
+                let length = u32_at(&answer, at) as usize;
+                // NLMSG_DONE, or an error.
+                if u16_at(&answer, at + 4) != SOCK_DIAG_BY_FAMILY || length < 16 || at + length > n {
+                    return Ok(());
+                }
+                each(&answer[at + 16..at + length]);
+                at += length.next_multiple_of(4);
+            }
+            if n == 0 {
+                return Ok(());
+            }
+        }
+    }
+}
+
+// struct unix_diag_req of <linux/unix_diag.h>, for one inode or for all: VFS, PEER, ICONS, RQLEN are asked for.
+fn unix_request(ino: Option<u32>) -> Vec<u8> {
+    let mut body = Vec::new();
+    body.extend_from_slice(&[libc::AF_UNIX as u8, 0, 0, 0]);
+    body.extend_from_slice(&u32::MAX.to_ne_bytes());
+    body.extend_from_slice(&ino.unwrap_or(0).to_ne_bytes());
+    body.extend_from_slice(&0x1eu32.to_ne_bytes());
+    body.extend_from_slice(&[0xff; 8]);
+    body
+}
+
+// From a struct unix_diag_msg and its attributes.
+fn unix_facts(answer: &[u8]) -> UnixFacts {
+    let mut out = UnixFacts { state: answer.get(2).copied().unwrap_or(0), ..UnixFacts::default() };
+    for (kind, value) in attributes(answer, 16) {
+        match kind {
+            1 if value.len() >= 8 => out.file = Some((u32_at(value, 4), u32_at(value, 0))),
+            2 if value.len() >= 4 => out.peer = Some(u32_at(value, 0)),
+            3 => out.pending = value.chunks_exact(4).map(|c| u32_at(c, 0)).collect(),
+            4 if value.len() >= 8 => out.backlog = u32_at(value, 4),
+            6 if !value.is_empty() => out.shutdown = value[0],
+            _ => {}
+        }
+    }
+    out
 }
 
 // One end in a struct inet_diag_msg: its port and its address are at these offsets.

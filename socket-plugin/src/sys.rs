@@ -93,14 +93,31 @@ pub fn kcmp_file(pid: i32, a: i32, b: i32) -> Result<usize> {
     plain(libc::SYS_kcmp, [pid as usize, pid as usize, 0, a as usize, b as usize, 0])
 }
 
-/// kcmp(2) by KCMP_EPOLL_TFD: is descriptor `fd` the description that epoll set `epoll` watches as number `tfd`, the
-/// `nth` of that number?
-pub fn kcmp_epoll(pid: i32, fd: i32, epoll: i32, tfd: u32, nth: u32) -> Result<bool> {
+/// kcmp(2) by KCMP_EPOLL_TFD: the order, as [`kcmp_file`] tells it, of descriptor `fd` and the description that epoll set
+/// `epoll` watches as number `tfd`, the `nth` of that number. The kernel walks through the set for it.
+pub fn kcmp_epoll(pid: i32, fd: i32, epoll: i32, tfd: u32, nth: u32) -> Result<usize> {
     // struct kcmp_epoll_slot of <linux/kcmp.h>.
     let slot = [epoll as u32, tfd, nth];
     // SAFETY: `slot` lives through the call.
     unsafe { call(libc::SYS_kcmp, [pid as usize, pid as usize, 7, fd as usize, slot.as_ptr() as usize, 0]) }
-        .map(|order| order == 0)
+}
+
+/// Does epoll set `epoll` watch what `fd` is now, as this number? It is asked to add it, and says that it has it; else it
+/// is taken out again.
+pub fn is_watched(epoll: i32, fd: i32) -> bool {
+    // EPOLL_CTL_ADD 1, EPOLL_CTL_DEL 2; struct epoll_event is 12 bytes on x86-64, 16 elsewhere. No event is asked for.
+    let event = [0u32; 4];
+    let control = |operation: usize| {
+        // SAFETY: `event` lives through the call.
+        unsafe { call(libc::SYS_epoll_ctl, [epoll as usize, operation, fd as usize, event.as_ptr() as usize, 0, 0]) }
+    };
+    match control(1) {
+        Ok(_) => {
+            let _ = control(2);
+            false
+        }
+        Err(e) => e == Errno(libc::EEXIST),
+    }
 }
 
 /// socket(2), always close-on-exec.

@@ -6,7 +6,7 @@
 //! Three steps, since other processes of the computation may still be running when this one stands: [`survey`] finds out
 //! what there is (and refuses); when *all* stand, [`quiet`] says whether bytes are still under way to a peer; [`fill`]
 //! then takes offsets, counters and unread bytes.
-use alloc::{boxed::Box, format, string::String, vec::Vec};
+use alloc::{boxed::Box, collections::BTreeSet, format, string::String, vec::Vec};
 use core::fmt;
 
 use slackwater_socket::diag::Diag;
@@ -163,7 +163,7 @@ pub fn settle(table: &mut Table) {
 pub fn fill(table: &mut Table, elsewhere: impl Fn(u64, u64) -> bool) -> Result<()> {
     settle(table);
     table.realtime_ns = sys::clock(libc::CLOCK_REALTIME).map_err(|e| CaptureError::call(-1, "clock_gettime", e))?;
-    let mut saved: Vec<(u64, u64)> = Vec::new();
+    let mut saved: BTreeSet<(u64, u64)> = BTreeSet::new();
     let mut diag = LazyDiag::default();
     let known: Vec<(i32, u64, u64)> = keys(table).collect();
     for i in 0..table.opens.len() {
@@ -188,16 +188,16 @@ pub fn fill(table: &mut Table, elsewhere: impl Fn(u64, u64) -> bool) -> Result<(
                 Kind::File(file) => {
                     file::contents(fd, open.flags, &open.locks, file)?;
                     if file.contents.is_some() {
-                        saved.push(key);
+                        saved.insert(key);
                     }
                 }
                 Kind::Pipe(pipe) if readable => {
                     pipe::unread(fd, pipe)?;
-                    saved.push(key);
+                    saved.insert(key);
                 }
                 Kind::MessageQueue(queue) if !elsewhere(open.dev, open.ino) => {
                     mq::fill(fd, queue)?;
-                    saved.push(key);
+                    saved.insert(key);
                 }
                 _ => {}
             }

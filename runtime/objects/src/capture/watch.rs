@@ -1,10 +1,11 @@
 //! Objects that watch other objects: epoll sets and inotify.
-use alloc::{format, vec::Vec};
+use alloc::{collections::BTreeMap, format, vec::Vec};
+use core::cmp::Ordering;
 
 use slackwater_socket::sys;
 
 use super::{CaptureError, Result, fdinfo};
-use crate::model::{Kind, Table, Watch, Watched};
+use crate::model::{Kind, Open, Table, Watch, Watched};
 
 /// Registrations: `tfd: 5 events: 19 data: 7f00 pos:0 ino:1d sdev:9`.
 pub fn epoll(info: &[u8]) -> Vec<Watched> {
@@ -41,31 +42,75 @@ fn kernel_dev(dev: u64) -> u64 {
 /// keeps a closed number's registration alive, and the number may have been used again.
 pub fn resolve(table: &mut Table) -> Result<()> {
     let pid = sys::getpid();
+    let mut by_target = Ordered::default();
+    let now: BTreeMap<i32, u32> = table.descriptors.iter().map(|d| (d.fd, d.open)).collect();
     for i in 0..table.opens.len() {
         let epoll = table.opens[i].fd;
         let Kind::Epoll { watched } = &table.opens[i].kind else { continue };
         let mut watched = watched.clone();
-        for w in 0..watched.len() {
-            let fd = watched[w].fd;
-            // One number may be registered several times, for several descriptions.
-            let nth = watched[..w].iter().filter(|other| other.fd == fd).count() as u32;
-            let is = |candidate: i32| sys::kcmp_epoll(pid, candidate, epoll, fd as u32, nth);
-            let now = table.descriptors.iter().find(|d| d.fd == fd);
-            if let Some(now) = now
-                && is(fd).map_err(|e| CaptureError::call(epoll, "kcmp(KCMP_EPOLL_TFD)", e))?
-            {
-                watched[w].open = Some(now.open);
-                continue;
-            }
-            watched[w].open = table
-                .opens
-                .iter()
-                .position(|open| (open.dev, open.ino) == watched[w].target && is(open.fd) == Ok(true))
-                .map(|at| at as u32);
+        // One number may be registered several times, for several descriptions.
+        let mut times: BTreeMap<i32, (u32, u32)> = BTreeMap::new();
+        for w in &watched {
+            times.entry(w.fd).or_default().0 += 1;
+        }
+        for w in &mut watched {
+            let (all, nth) = times.entry(w.fd).or_default();
+            let this = *nth;
+            *nth += 1;
+            let now = now.get(&w.fd).copied();
+            w.open = match now {
+                Some(open) if *all == 1 && sys::is_watched(epoll, w.fd) => Some(open),
+                _ => by_target.find(&table.opens, w.target, |candidate| {
+                    sys::kcmp_epoll(pid, candidate, epoll, w.fd as u32, this)
+                        .map_err(|e| CaptureError::call(epoll, "kcmp(KCMP_EPOLL_TFD)", e))
+                })?,
+            };
         }
         table.opens[i].kind = Kind::Epoll { watched };
     }
     Ok(())
+}
+
+/// The descriptions of one device and inode (all eventfds have the same, for one) in the kernel's order, for who looks
+/// for one among thousands.
+#[derive(Default)]
+struct Ordered(BTreeMap<(u64, u64), Vec<u32>>);
+
+impl Ordered {
+    /// The description of `target` at which `order` (kcmp(2): of it and what is looked for) says 0.
+    fn find(
+        &mut self,
+        opens: &[Open],
+        target: (u64, u64),
+        order: impl Fn(i32) -> Result<usize>,
+    ) -> Result<Option<u32>> {
+        let pid = sys::getpid();
+        let all = self.0.entry(target).or_insert_with(|| {
+            let mut all: Vec<u32> =
+                (0..opens.len()).filter(|&at| (opens[at].dev, opens[at].ino) == target).map(|at| at as u32).collect();
+            let fd = |at: &u32| opens[*at as usize].fd;
+            all.sort_by(|a, b| as_order(sys::kcmp_file(pid, fd(a), fd(b)).unwrap_or(0)));
+            all
+        });
+        let mut failed = None;
+        let place = all.binary_search_by(|&at| match order(opens[at as usize].fd) {
+            Ok(order) => as_order(order),
+            Err(e) => {
+                failed = Some(e);
+                Ordering::Equal
+            }
+        });
+        failed.map_or(Ok(place.ok().map(|at| all[at])), Err)
+    }
+}
+
+// What kcmp(2) returns.
+fn as_order(order: usize) -> Ordering {
+    match order {
+        0 => Ordering::Equal,
+        1 => Ordering::Less,
+        _ => Ordering::Greater,
+    }
 }
 
 /// Watches: `inotify wd:1 ino:5dead sdev:800001 mask:300 ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:...`.
