@@ -1,24 +1,50 @@
 //! A job that moves from one machine to the next: each guest is another one, with another address, GID and QP numbers.
 //!
-//! Played in acts, one a guest: the first launches the job, the others restart what the one before has left in a folder of
-//! the host. In each act it is checkpointed and killed twice, so that half of all restarts are on another machine. The last
-//! act lets the job end with its own verdict.
+//! Played in acts, one a guest: the first launches the job and takes checkpoints with which it goes on, as fast as they are
+//! committed; the others restart what the one before has left in a folder of the host. In each act it is checkpointed and
+//! killed twice, so that half of all restarts are on another machine. The last act lets the job end with its own verdict;
+//! and what the solver has printed on its way must be, digit for digit, what a native run prints there.
 use crate::{Job, guest};
 use anyhow::{Context as _, Result, ensure};
 use slackwater_harness::{Computation, Mode};
+use std::collections::BTreeSet;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-/// Plays `acts` acts of the trial `name` from outside: boots a guest for each.
+/// How far a job travels.
+#[derive(Clone, Copy, Debug)]
+pub struct Tour {
+    /// In the tests' names.
+    pub name: &'static str,
+    /// `stress`, or `solver`, whose digits are compared.
+    pub program: &'static str,
+    /// Number of ranks.
+    pub ranks: u32,
+    /// Checkpoints on the first machine after which it goes on.
+    pub checkpoints: u32,
+    /// Number of machines: one less is restarts on another machine, and as many are on the same.
+    pub machines: u32,
+    /// The level from which on it takes part over the main transports.
+    pub level: &'static str,
+}
+
+/// Plays the trial `name` from outside: boots a guest for each act.
 ///
 /// # Errors
 /// Which act failed, and what its guest printed.
-pub fn direct(name: &str, acts: u32) -> Result<()> {
+#[allow(clippy::print_stdout, reason = "the runs that count things say what they have counted")]
+pub fn direct(name: &str, tour: &Tour) -> Result<()> {
+    let acts = tour.machines;
     ensure!(acts > 1, "one act has no reboot in it");
     let folder = tempfile::Builder::new().prefix("slackwater-reboot-").tempdir()?;
     for act in 1..=acts {
-        let words = format!("{act} {acts} {}", folder.path().display());
+        let words = format!("{act} {}", folder.path().display());
         let node = u8::try_from(act).context("too many acts")?;
         guest::boot(name, node, &[folder.path()], &words).with_context(|| format!("act {act} of {acts}"))?;
+    }
+    if tour.checkpoints > 0 {
+        println!("\n{}", fs::read_to_string(folder.path().join(TALLY))?.trim_end());
     }
     Ok(())
 }
@@ -27,42 +53,105 @@ pub fn direct(name: &str, acts: u32) -> Result<()> {
 ///
 /// # Errors
 /// What went wrong.
-pub fn play(job: &Job) -> Result<()> {
+pub fn play(job: &Job, tour: &Tour) -> Result<()> {
     let words = std::env::var(guest::ACT).with_context(|| format!("${} is not set", guest::ACT))?;
-    let mut words = words.splitn(3, ' ');
-    let mut number = || words.next().unwrap_or_default().parse::<u32>().context("which act?");
-    let (act, acts) = (number()?, number()?);
-    let folder = PathBuf::from(words.next().context("no folder")?);
+    let (act, folder) = words.split_once(' ').context("no folder")?;
+    let (act, folder) = (act.parse::<u32>().context("which act?")?, PathBuf::from(folder));
     let mut computation = Computation::lasting(&folder, Mode::Pipe)?;
     Job::prepare(&mut computation);
+    let sent = guest::packets_sent()?;
     let moved = gid_changed(&folder, act)?;
     if act == 1 {
-        computation.launch(&job.command()?)?;
+        computation.launch_with(&["--keep", "2"], &job.command()?)?;
         computation.wait_line("ready")?;
+        computation.wait_line("beat")?;
+        go_on(&mut computation, &folder, tour.checkpoints)?;
     } else {
         ensure!(moved, "this machine has the GID of the one before");
         computation.restart_with(&["--keep", "2"])?;
+        computation.wait_line("beat")?;
     }
-    computation.wait_line("beat")?;
-    if act == acts {
-        return computation.finish();
+    if act < tour.machines {
+        kill(&mut computation, &folder)?;
+        computation.restart_with(&["--keep", "2"])?;
+        computation.wait_line("beat")?;
+        kill(&mut computation, &folder)?;
+    } else {
+        let output = computation.output()?.clone();
+        computation.finish()?;
+        note(&folder, BEATS, &output.lines())?;
     }
-    kill(&mut computation)?;
-    computation.restart_with(&["--keep", "2"])?;
-    computation.wait_line("beat")?;
-    kill(&mut computation)
+    let packets = guest::packets_sent()? - sent;
+    let restarts = if act == 1 { 1 } else { 1 + u32::from(act < tour.machines) };
+    note(&folder, TALLY, &[format!("  machine {act}: {restarts} restarts, {packets} packets over rxe0")])?;
+    if act == tour.machines && job.program.name == "solver" {
+        compare(job, &folder)?;
+    }
+    Ok(())
 }
 
-fn kill(computation: &mut Computation) -> Result<()> {
+/// Files in the folder that lasts: what was counted; what the solver has printed.
+const TALLY: &str = "tally";
+const BEATS: &str = "beats";
+
+/// So many checkpoints, each as soon as the one before is committed; the job must beat on after every tenth.
+fn go_on(computation: &mut Computation, folder: &Path, checkpoints: u32) -> Result<()> {
+    let mut stopped = Vec::new();
+    for n in 1..=checkpoints {
+        computation.checkpoint(&[]).with_context(|| format!("checkpoint {n}"))?;
+        let figures = computation.status()?.last_checkpoint.context("a checkpoint without figures")?;
+        stopped.push(figures["stopped"].as_f64().context("no time in the figures")?);
+        if n % 10 == 0 || n == checkpoints {
+            computation.wait_new_line("beat").with_context(|| format!("after checkpoint {n}"))?;
+        }
+    }
+    stopped.sort_by(f64::total_cmp);
+    if let (Some(middle), Some(longest)) = (stopped.get(stopped.len() / 2), stopped.last()) {
+        let text =
+            format!("  {checkpoints} checkpoints with go-on; stopped for {middle:.0} ms, at most {longest:.0} ms");
+        note(folder, TALLY, &[text])?;
+    }
+    Ok(())
+}
+
+fn kill(computation: &mut Computation, folder: &Path) -> Result<()> {
     computation.checkpoint(&[])?;
     computation.wait_new_line("beat")?;
-    computation.sigkill_all()
+    let output = computation.output()?.clone();
+    computation.sigkill_all()?;
+    note(folder, BEATS, &output.lines())
+}
+
+fn note(folder: &Path, name: &str, lines: &[String]) -> Result<()> {
+    let mut file = OpenOptions::new().create(true).append(true).open(folder.join(name))?;
+    Ok(lines.iter().try_for_each(|line| writeln!(file, "{line}"))?)
+}
+
+/// All beats of the solver, before and after each restart, must be a native run's.
+fn compare(job: &Job, folder: &Path) -> Result<()> {
+    let text = fs::read_to_string(folder.join(BEATS))?;
+    let beats: BTreeSet<&str> = text.lines().filter(|line| line.starts_with("beat")).collect();
+    let step = |line: &&str| line.split(' ').nth(1).and_then(|n| n.parse::<u32>().ok());
+    let last = beats.iter().filter_map(step).max().context("no beat")?;
+    let mut job = job.clone();
+    *job.program.args.first_mut().context("the solver without arguments")? = last.to_string();
+    let mut native = Job::environment(true)?;
+    native.launch(&job.command()?)?;
+    let output = native.output()?.clone();
+    native.wait_line("PASS")?;
+    ensure!(native.wait_exit()?.success(), "the native run failed");
+    let lines = output.lines();
+    for beat in &beats {
+        ensure!(lines.iter().any(|line| line == beat), "on its way it printed {beat}, and a native run does not");
+    }
+    let equal = format!("  {} lines of the solver, to step {last}: each digit that of a native run", beats.len());
+    note(folder, TALLY, &[equal])
 }
 
 /// Notes the machine's GID; has it changed since the last act?
 fn gid_changed(folder: &Path, act: u32) -> Result<bool> {
-    let now = std::fs::read_to_string("/sys/class/infiniband/rxe0/ports/1/gids/2").context("no GID")?;
-    let before = if act > 1 { std::fs::read_to_string(folder.join("gid"))? } else { String::new() };
-    std::fs::write(folder.join("gid"), &now)?;
+    let now = fs::read_to_string("/sys/class/infiniband/rxe0/ports/1/gids/2").context("no GID")?;
+    let before = if act > 1 { fs::read_to_string(folder.join("gid"))? } else { String::new() };
+    fs::write(folder.join("gid"), &now)?;
     Ok(now != before)
 }

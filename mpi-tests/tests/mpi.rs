@@ -6,7 +6,7 @@
 use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use slackwater_harness::in_guest;
-use slackwater_mpi_tests::{Job, PACKAGES, TRANSPORTS, Transport, guest, reboot, scenario};
+use slackwater_mpi_tests::{Job, PACKAGES, TRANSPORTS, Transport, guest, reboot, reboot::Tour, scenario};
 use std::process::ExitCode;
 
 const LEVELS: [&str; 3] = ["quick", "normal", "full"];
@@ -96,8 +96,16 @@ const ROWS: &[Row] = &[
     row("solver", &["0", "64"], "restart", 8, 5, "full", Over::Main),
 ];
 
-/// The stress program over verbs, from machine to machine: ranks, machines, level.
-const REBOOTS: &[(u32, u32, &str)] = &[(2, 3, "normal"), (4, 9, "full")];
+/// Jobs over verbs, from machine to machine. Nine machines are sixteen restarts, half of them on another one.
+const TOURS: &[Tour] = &[
+    Tour { name: "reboot", program: "stress", ranks: 2, checkpoints: 0, machines: 3, level: "normal" },
+    Tour { name: "contract", program: "stress", ranks: 2, checkpoints: 50, machines: 9, level: "full" },
+    Tour { name: "contract", program: "stress", ranks: 4, checkpoints: 50, machines: 9, level: "full" },
+    Tour { name: "contract", program: "solver", ranks: 2, checkpoints: 50, machines: 9, level: "full" },
+    Tour { name: "contract", program: "solver", ranks: 4, checkpoints: 50, machines: 9, level: "full" },
+    Tour { name: "contract", program: "threads", ranks: 2, checkpoints: 50, machines: 9, level: "full" },
+    Tour { name: "contract", program: "features", ranks: 2, checkpoints: 50, machines: 9, level: "full" },
+];
 
 /// A package's program: its name, ranks, kills, level, transports.
 const PACKAGED: &[(&str, u32, u32, &str, Over)] = &[
@@ -124,17 +132,18 @@ fn main() -> ExitCode {
             let build = move || job(row, transport).and_then(|j| j.command()).map(drop);
             trials.push(trial(transport, name, rank(level) > chosen, build, move || run(row, transport)));
         }
-        for &(ranks, acts, level) in REBOOTS.iter().filter(|_| transport.verbs) {
-            let level = Over::Main.level(level, transport).unwrap_or("full");
-            let name = format!("{}::stress::reboot::np{ranks}", transport.name);
+        for tour in TOURS.iter().filter(|_| transport.verbs) {
+            let level = Over::Main.level(tour.level, transport).unwrap_or("full");
+            let name = format!("{}::{}::{}::np{}", transport.name, tour.program, tour.name, tour.ranks);
             let skip = rank(level) > chosen;
-            let stress = move || Job::new("stress", &[], transport, ranks);
+            let args: &[&str] = if tour.program == "solver" { &["0", "64"] } else { &[] };
+            let job = move || Job::new(tour.program, args, transport, tour.ranks);
             if in_guest() {
-                let play = move || counted(transport, || reboot::play(&stress()?));
+                let play = move || counted(transport, || reboot::play(&job()?, tour));
                 trials.push(Trial::test(format!("host::{name}"), move || play().map_err(fail)).with_ignored_flag(skip));
             } else {
                 let inside = format!("host::{name}");
-                let direct = move || stress()?.command().and_then(|_| reboot::direct(&inside, acts));
+                let direct = move || job()?.command().and_then(|_| reboot::direct(&inside, tour));
                 let has_xtask = std::env::var_os("SLACKWATER_XTASK").is_some();
                 let trial = Trial::test(format!("guest::{name}"), move || direct().map_err(fail));
                 trials.push(trial.with_ignored_flag(skip || !has_xtask));
