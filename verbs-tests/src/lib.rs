@@ -113,6 +113,42 @@ pub fn loads() -> Result<()> {
     Ok(())
 }
 
+/// A program that closes all descriptors it does not know, as daemons and Python's subprocess do, keeps its checkpoints where a
+/// plugin makes the checkpoint thread share its descriptor table.
+///
+/// # Errors
+/// What went wrong.
+pub fn closes() -> Result<()> {
+    const PROGRAM: &str = "
+import os, sys
+def sweep():
+    os.closerange(3, 1 << 20)
+    for fd in range(3, 1 << 16):
+        try:
+            os.close(fd)
+        except OSError:
+            continue
+        sys.exit(f'{fd} was open')
+sweep()
+print('ok', flush=True)
+while sys.stdin.readline():
+    sweep()
+    print('again', flush=True)
+";
+    let mut computation = Computation::new(Mode::Pipe)?;
+    let program = ["/usr/bin/python3", "-c", PROGRAM].map(str::to_owned);
+    computation.launch_with(&["--plugin", &plugin()?], &program)?;
+    computation.wait_line("ok")?;
+    for n in 1..=2 {
+        computation.checkpoint(&[]).with_context(|| format!("checkpoint {n}"))?;
+        computation.sigkill_all()?;
+        computation.restart(None)?;
+        computation.type_in(b"once more\n")?;
+        computation.wait_new_line("again")?;
+    }
+    computation.checkpoint(&[]).map(drop).context("after it closed all once more")
+}
+
 /// Every thread of a verbs program is inside malloc(3) when it is stopped, over a provider in the program's own process: a plugin or a
 /// driver that needed the program's malloc would hang.
 ///

@@ -7,7 +7,7 @@
 use libtest_mimic::{Arguments, Failed, Trial};
 use slackwater_harness::in_guest;
 use slackwater_mpi_tests::guest;
-use slackwater_verbs_tests::{Pair, Scenario, answers, hammer, loads, play, rust, rust_client};
+use slackwater_verbs_tests::{Pair, Scenario, answers, closes, hammer, loads, play, rust, rust_client};
 use std::process::ExitCode;
 
 const fn pair(name: &'static str, command: &'static str) -> Pair {
@@ -99,6 +99,7 @@ fn main() -> ExitCode {
     trials.push(trial.with_ignored_flag(level != "full" || !(has_xtask || in_guest())));
     let cycles = if level == "full" { 100 } else { 10 };
     trials.push(Trial::test("host::loads-libibverbs-itself", || loads().map_err(fail)));
+    trials.push(Trial::test("host::closes-all-descriptors", || closes().map_err(fail)));
     trials.push(Trial::test("host::malloc-hammer", move || hammer(cycles).map_err(fail)));
     libtest_mimic::run(&arguments, trials).exit_code()
 }

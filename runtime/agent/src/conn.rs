@@ -259,6 +259,15 @@ pub fn with<R>(f: impl FnOnce(&mut Connection) -> Result<R, String>) -> Result<R
 /// Makes `c` the connection of this process; None: it has none.
 pub fn set(c: Option<Connection>) {
     SHARED.with(|slot| {
+        if let Some(old) = slot.as_ref() {
+            disown(old.fd);
+        }
+        if let Some(new) = c.as_ref()
+            && !init::is_bare()
+            && !is_own(new.fd)
+        {
+            own(new.fd);
+        }
         CONNECTED.store(c.is_some(), Release);
         *slot = c;
     });
@@ -309,6 +318,14 @@ pub fn after_fork() {
     }
 }
 
+/// In a restored process: what was ours when the image was taken is not there any more.
+pub fn forget() {
+    for slot in &HIGH {
+        slot.store(0, Relaxed);
+    }
+    LOWEST.store(i32::MAX, Relaxed);
+}
+
 fn drop_connection(slot: &mut Option<Connection>) {
     CONNECTED.store(false, Release);
     if let Some(c) = slot.take() {
@@ -323,8 +340,22 @@ fn drop_connection(slot: &mut Option<Connection>) {
 /// Descriptors that [`move_high`] made and nobody has closed since; 0: free place.
 static HIGH: [AtomicI32; 64] = [const { AtomicI32::new(0) }; 64];
 
+/// No descriptor of ours is lower.
+static LOWEST: AtomicI32 = AtomicI32::new(i32::MAX);
+
+/// Is this descriptor ours?
+pub fn is_own(fd: i32) -> bool {
+    fd >= LOWEST.load(Relaxed) && HIGH.iter().any(|slot| slot.load(Relaxed) == fd)
+}
+
+/// The lowest descriptor of ours from `fd` on.
+pub fn next_own(fd: u32) -> Option<u32> {
+    HIGH.iter().map(|slot| slot.load(Relaxed) as u32).filter(|&own| own != 0 && own >= fd).min()
+}
+
 /// The descriptor is ours: the child of a fork closes it.
 pub fn own(fd: i32) {
+    LOWEST.fetch_min(fd, Relaxed);
     _ = HIGH.iter().find(|slot| slot.compare_exchange(0, fd, Relaxed, Relaxed).is_ok());
 }
 

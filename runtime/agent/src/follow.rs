@@ -9,6 +9,7 @@
 //! connection may be used; while the C library's own function runs, the signal mask is the program's. errno is the C
 //! library's when a wrapper returns.
 pub mod clone;
+pub mod close;
 pub mod env;
 pub mod exec;
 pub mod fork;

@@ -347,6 +347,7 @@ pub fn adopt(note: &RestartInfo) -> Result<(), String> {
     let config = Config { address: text(&note.address), folder: text(&note.folder), secret: Secret::new(note.secret) };
     // SAFETY: all other threads stand.
     unsafe { *CONFIG.0.get() = Some(config) };
+    conn::forget();
     let c = Connection::adopt(note.coordinator_fd as i32).map_err(|e| format!("connection left by restart: {e}"))?;
     conn::set(Some(c));
     arena::Scratch::leave();
