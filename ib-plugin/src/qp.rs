@@ -228,9 +228,13 @@ impl Qp {
         let mut rejected = Vec::new();
         let real = loop {
             init.cap = core::ptr::read(cap);
-            init.cap.max_send_wr += 1;
-            self.spare = true;
-            let mut real = f(pd, &mut init);
+            let mut real = null_mut();
+            // One more than the largest number would be none at all.
+            self.spare = cap.max_send_wr < u32::MAX;
+            if self.spare {
+                init.cap.max_send_wr += 1;
+                real = f(pd, &mut init);
+            }
             if real.is_null() {
                 init.cap = core::ptr::read(cap);
                 self.spare = false;
