@@ -6,10 +6,11 @@
 //!
 //! # Safety
 //! FFI entries: arguments are what `<infiniband/verbs.h>` says, and devices are ours.
-use crate::{driver, ident::Ident, qp::Qp, registry};
+use crate::{driver, ident::Ident, qp::Qp, registry, sync::Lock};
 use alloc::{boxed::Box, vec::Vec};
 use core::ffi::c_int;
 use core::ptr::null_mut;
+use core::sync::atomic::{AtomicPtr, Ordering};
 use rdma_sys::*;
 use slackwater_plugin::Wrapper;
 
@@ -23,8 +24,8 @@ pub(crate) struct Device {
     private: [u64; 64],
     /// The driver's, valid while `held` or a context of it is open.
     pub(crate) real: *mut ibv_device,
-    /// By the real QP number: the QP, or null. Reserved when the first QP is made.
-    pub(crate) qps: *mut *mut Qp,
+    /// By the real QP number: the QP, or null. Reserved when the first CQ is made; there is one, whoever comes first.
+    pub(crate) qps: AtomicPtr<*mut Qp>,
     /// What the program sees; fixed at the first checkpoint.
     pub(crate) seen: Option<Ident>,
     /// What there is since the last restart; None before the first.
@@ -33,11 +34,18 @@ pub(crate) struct Device {
 
 impl Device {
     /// The table of QPs, reserved at first use; null when there is no memory.
-    pub(crate) fn table(&mut self) -> *mut *mut Qp {
-        if self.qps.is_null() {
-            self.qps = crate::arena::reserve(QPNS * size_of::<*mut Qp>()).cast();
+    pub(crate) fn table(&self) -> *mut *mut Qp {
+        static FIRST: Lock<()> = Lock::new(());
+        let mut table = self.qps.load(Ordering::Acquire);
+        if table.is_null() {
+            let _l = FIRST.lock();
+            table = self.qps.load(Ordering::Acquire);
+            if table.is_null() {
+                table = crate::arena::reserve(QPNS * size_of::<*mut Qp>()).cast();
+                self.qps.store(table, Ordering::Release);
+            }
         }
-        self.qps
+        table
     }
 
     pub(crate) fn name(&self) -> &core::ffi::CStr {
@@ -76,7 +84,7 @@ unsafe fn shadow_of(real: *mut ibv_device) -> (*mut Device, bool) {
         ibv,
         private: [0; 64],
         real,
-        qps: null_mut(),
+        qps: AtomicPtr::new(null_mut()),
         seen: None,
         now: None,
     }));

@@ -218,7 +218,7 @@ impl Qp {
         init.qp_type = self.kind;
         init.sq_sig_all = self.sig_all.into();
         let pd = (*base.pd.cast::<Pd>()).real;
-        let device = &mut *(*ctx).device;
+        let device = &*(*ctx).device;
         let table = device.table();
         if table.is_null() {
             driver::set_errno(libc::ENOMEM);
@@ -487,12 +487,16 @@ pub(crate) unsafe extern "C" fn destroy_qp(qp: *mut ibv_qp) -> c_int {
             driver::pass_errno();
             return ret;
         }
-        // Late completions of this QP find no QP and pass as they are; locked, for a poll may be reading the table.
+        // Late completions of this QP find no QP and pass as they are; locked, for a poll may be reading the table. (The number
+        // may have become another QP's already.)
         let base = &(*qp).ibv.qp_base;
+        let entry = (*(*ctx).device).table().add(number as usize);
         for cq in [base.send_cq, base.recv_cq] {
             if let Some(cq) = cq.cast::<Cq>().as_ref() {
                 let _l = cq.lock.lock();
-                *(*(*ctx).device).qps.add(number as usize) = null_mut();
+                if *entry == qp {
+                    *entry = null_mut();
+                }
             }
         }
         if let Some(srq) = base.srq.cast::<Srq>().as_mut() {

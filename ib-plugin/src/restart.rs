@@ -141,9 +141,10 @@ unsafe fn place(contexts: &[*mut Context]) -> Outcome<()> {
     let mut homeless = Vec::new();
     for d in wanted {
         (*d).real = null_mut();
-        if !(*d).qps.is_null() {
-            // SAFETY: our own reserve; it comes back as zeros, that is, no QPs.
-            libc::madvise((*d).qps.cast(), QPNS * size_of::<*mut Qp>(), libc::MADV_DONTNEED);
+        let table = (*d).qps.load(Ordering::Relaxed);
+        if !table.is_null() {
+            // SAFETY: our own reserve; it comes back as zeros, that is, no QPs. Raw, for UCX patches madvise(2).
+            libc::syscall(libc::SYS_madvise, table, QPNS * size_of::<*mut Qp>(), libc::MADV_DONTNEED);
         }
         match left.iter().position(|&r| (*r).name == (*d).ibv.name) {
             Some(i) => (*d).real = left.swap_remove(i),
