@@ -28,7 +28,7 @@ macro_rules! modules {
 }
 modules! {
     ah arena channel cm context cq device events exchange exports fds ident keys loaded mr pd peers post qp quiesce refuse registry
-    restart ring srq sync wire wr
+    restart ring settle srq sync wire wr
 }
 #[allow(unsafe_code)] // as above
 #[allow(unsafe_op_in_unsafe_fn, reason = "as above")]

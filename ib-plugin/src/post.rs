@@ -155,16 +155,30 @@ pub(crate) unsafe extern "C" fn post_recv(qp: *mut ibv_qp, wr: *mut ibv_recv_wr,
 }
 
 #[inline(always)]
-unsafe fn recv_fast(qp: &mut Qp, mut wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
+unsafe fn recv_fast(qp: &mut Qp, wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
     let ret = (qp.post_recv)(qp.real, wr, bad);
-    let end = if ret == 0 { null_mut() } else { *bad };
-    while wr != end && !wr.is_null() {
-        let slot = qp.rq.slot(qp.rq.tail);
-        qp.rq.slots.put(slot, wr);
-        qp.rq.tail += 1;
-        wr = (*wr).next;
+    if ret == 0 && !wr.is_null() && (*wr).next.is_null() {
+        remember(qp, wr);
+    } else {
+        remember_list(qp, wr, if ret == 0 { null_mut() } else { *bad });
     }
     ret
+}
+
+#[inline(always)]
+unsafe fn remember(qp: &mut Qp, wr: *mut ibv_recv_wr) {
+    let slot = qp.rq.slot(qp.rq.tail);
+    qp.rq.slots.put(slot, wr);
+    qp.rq.tail += 1;
+}
+
+/// Up to `end`, which the driver has refused. Not inlined: the path of a single one would save registers for it.
+#[inline(never)]
+unsafe fn remember_list(qp: &mut Qp, mut wr: *mut ibv_recv_wr, end: *mut ibv_recv_wr) {
+    while wr != end && !wr.is_null() {
+        remember(qp, wr);
+        wr = (*wr).next;
+    }
 }
 
 /// After a restart, or while soaked messages wait for receives.
@@ -182,9 +196,7 @@ unsafe fn recv_slow(qp: &mut Qp, mut wr: *mut ibv_recv_wr, bad: *mut *mut ibv_re
             *bad = wr;
             return ret;
         }
-        let slot = qp.rq.slot(qp.rq.tail);
-        qp.rq.slots.put(slot, wr);
-        qp.rq.tail += 1;
+        remember(qp, wr);
         wr = (*wr).next;
     }
     0

@@ -13,20 +13,17 @@ use crate::cq::Cq;
 use crate::exchange::{self, Card, Counts};
 use crate::ident::{self, Ident, PortMap};
 use crate::peers::{Directory, QpId};
-use crate::qp::{Keep, MARKER, Qp, SOAK, kind, state};
+use crate::qp::{Qp, kind, state};
+use crate::settle::{self, Quiet, broken, real_state};
 use crate::srq::Srq;
-use crate::{driver, post, registry, ring, sync::Lock};
-use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
+use crate::{registry, sync::Lock};
+use alloc::{collections::{BTreeMap, BTreeSet}, format, string::String, vec::Vec};
 use core::mem::zeroed;
-use core::ptr::null_mut;
-use rdma_sys::*;
 use slackwater_plugin::{Info, Verdict};
 
-const REMOTE_WRITE: u32 = 2;
-const REMOTE_READ: u32 = 4;
-/// Work requests of our own in flight per CQ: the program sized it for its own.
-const OWN_LIMIT: u32 = 16;
-/// Rounds for which datagrams and UC messages, which may be lost by right, are waited for once all senders are empty.
+/// Rounds for which datagrams and UC messages are waited for once all senders are empty. How many it takes is nobody's to know, for
+/// each may be lost by right and its receiver could not tell: it is a courtesy, and nothing's correctness hangs on it. A round is
+/// a barrier of all processes, so even one is longer than the way of a packet that had left before it.
 const GRACE: u32 = 20;
 /// A quiesce in which nothing moves for so many seconds is an error.
 const PATIENCE: i64 = 60;
@@ -37,6 +34,8 @@ struct Progress {
     published: BTreeMap<QpId, Counts>,
     /// What the peer of each QP (by the QP's own name) said last.
     told: BTreeMap<QpId, Counts>,
+    /// QPs in error whose send queue has got a last request of ours.
+    flushing: BTreeSet<*mut Qp>,
     /// Rounds since anything moved.
     idle: u32,
     /// Second of the monotonic clock in which something moved last.
@@ -101,24 +100,6 @@ unsafe fn drain(contexts: &[*mut Context]) -> bool {
         }
     }
     any
-}
-
-unsafe fn real_state(qp: &Qp) -> ibv_qp_state::Type {
-    let (mut attr, mut init): (ibv_qp_attr, ibv_qp_init_attr) = (zeroed(), zeroed());
-    match driver::loaded().and_then(|d| d.query_qp) {
-        Some(f) if f(qp.real, &mut attr, 1, &mut init) == 0 => attr.qp_state,
-        _ => qp.state(),
-    }
-}
-
-/// Takes note if the driver's QP has broken: the program may not have heard of it yet.
-unsafe fn broken(qp: &mut Qp) {
-    if matches!(qp.state(), state::IBV_QPS_RTR | state::IBV_QPS_RTS | state::IBV_QPS_SQD) {
-        let real = real_state(qp);
-        if matches!(real, state::IBV_QPS_ERR | state::IBV_QPS_SQE) {
-            qp.ibv.qp_base.state = real;
-        }
-    }
 }
 
 unsafe fn counts(qp: &Qp) -> Counts {
@@ -238,14 +219,6 @@ unsafe fn describe(contexts: &[*mut Context], told: &BTreeMap<QpId, Counts>) -> 
     text
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Quiet {
-    Yes,
-    /// All but messages which may have been lost by right.
-    ButForLosses,
-    No,
-}
-
 unsafe fn evaluate(contexts: &[*mut Context], progress: &mut Progress) -> Result<Quiet, String> {
     // The peers' counts, in one query.
     let mut peers: Vec<(*mut Qp, QpId)> = Vec::new();
@@ -273,169 +246,15 @@ unsafe fn evaluate(contexts: &[*mut Context], progress: &mut Progress) -> Result
         if let Some(peer) = peer {
             progress.told.insert((guid(ctx), qp.number()), peer);
         }
-        match one(qp, peer, &mut shared) {
+        match settle::one(qp, peer, &mut shared, &mut progress.flushing) {
             Ok(q) => all = all.max(q),
             Err(e) => error = Some(e),
         }
     });
     for (srq, (to_come, longest)) in shared {
-        soak_shared(&mut *srq, to_come, longest)?;
+        settle::soak_shared(&mut *srq, to_come, longest)?;
     }
     error.map_or(Ok(all), Err)
-}
-
-/// One QP: is it quiet? If not, does what brings it nearer.
-unsafe fn one(qp: &mut Qp, peer: Option<Counts>, shared: &mut BTreeMap<*mut Srq, (u64, u32)>) -> Result<Quiet, String> {
-    let now = qp.state();
-    match now {
-        state::IBV_QPS_RESET | state::IBV_QPS_INIT => return Ok(Quiet::Yes),
-        state::IBV_QPS_SQE => {
-            return Err(format!("QP {:#x} is in state SQE, which a restart cannot bring back", qp.number()));
-        }
-        state::IBV_QPS_ERR => {
-            // Everything that was posted is flushed; receives of its own are then all gone.
-            let flushed = !qp.ibv.qp_base.srq.is_null() || qp.rq.posted() == 0;
-            return Ok(if flushed { Quiet::Yes } else { Quiet::ButForLosses });
-        }
-        _ => {}
-    }
-    let reliable = qp.kind == kind::IBV_QPT_RC;
-    let mut quiet = Quiet::Yes;
-    if qp.completed < qp.sq.signaled || qp.markers != 0 {
-        quiet = Quiet::No;
-    } else if qp.sq.tail != 0 {
-        quiet = tail(qp, peer)?;
-    }
-    if let Some(peer) = peer
-        && qp.kind != kind::IBV_QPT_UD
-        && matches!(u32::from(peer.state), state::IBV_QPS_RTS | state::IBV_QPS_SQD)
-        && peer.sent > qp.received
-    {
-        quiet = quiet.max(if reliable { Quiet::No } else { Quiet::ButForLosses });
-        let to_come = peer.sent - qp.received;
-        let srq = qp.ibv.qp_base.srq.cast::<Srq>();
-        if !srq.is_null() {
-            let entry = shared.entry(srq).or_default();
-            *entry = (entry.0 + to_come, entry.1.max(peer.longest));
-        } else {
-            soak(qp, to_come, peer.longest)?;
-        }
-    }
-    if qp.kind == kind::IBV_QPT_UD {
-        quiet = quiet.max(Quiet::ButForLosses);
-    }
-    if quiet != Quiet::Yes {
-        broken(qp);
-    }
-    Ok(quiet)
-}
-
-/// A send queue that ends in unsignaled requests.
-unsafe fn tail(qp: &mut Qp, peer: Option<Counts>) -> Result<Quiet, String> {
-    let access = peer.map_or(0, |p| p.access);
-    if qp.kind == kind::IBV_QPT_RC {
-        // No peer in the computation: its silence will break the QP in its own time.
-        let Some(peer) = peer else { return Ok(Quiet::No) };
-        // First by counts: a tail that ends in a message needs no marker.
-        if peer.received < qp.sq.two_sided {
-            return Ok(Quiet::No);
-        }
-        if !qp.sq.tail_open && !qp.sq.tail_answered {
-            return Ok(Quiet::Yes);
-        }
-    }
-    let op = match qp.kind {
-        kind::IBV_QPT_UC => ibv_wr_opcode::IBV_WR_RDMA_WRITE,
-        // It leaves at once, or is lost by right.
-        kind::IBV_QPT_UD => return Ok(Quiet::ButForLosses),
-        _ if access & REMOTE_WRITE != 0 => ibv_wr_opcode::IBV_WR_RDMA_WRITE,
-        _ if access & REMOTE_READ != 0 => ibv_wr_opcode::IBV_WR_RDMA_READ,
-        // The peer permits nothing but atomics: add nothing, where the program's last atomic went.
-        _ => ibv_wr_opcode::IBV_WR_ATOMIC_FETCH_AND_ADD,
-    };
-    let cq = &mut *qp.ibv.qp_base.send_cq.cast::<Cq>();
-    if cq.own < OWN_LIMIT && qp.state() == state::IBV_QPS_RTS {
-        let mut wr: ibv_send_wr = zeroed();
-        let mut sge;
-        let mut buffer = None;
-        (wr.wr_id, wr.opcode, wr.send_flags) = (MARKER, op, post::SIGNALED);
-        if op == ibv_wr_opcode::IBV_WR_ATOMIC_FETCH_AND_ADD {
-            let pd = (*qp.ibv.qp_base.pd.cast::<crate::pd::Pd>()).real;
-            let (at, answer) = Keep::make(pd, 8).ok_or("a marker's buffer cannot be registered")?;
-            buffer = Some(at);
-            sge = answer;
-            (wr.sg_list, wr.num_sge) = (&raw mut sge, 1);
-            let (remote_addr, key) = qp.sq.last_atomic;
-            wr.wr.atomic = atomic_t { remote_addr, compare_add: 0, swap: 0, rkey: qp.remote_key(key) };
-        }
-        let mut bad = null_mut();
-        if (qp.post_send)(qp.real, &mut wr, &mut bad) == 0 {
-            qp.markers += 1;
-            qp.marker_buffer = buffer;
-            qp.attention = true;
-            cq.own += 1;
-        } else if let Some(at) = buffer {
-            let none: ibv_wc = zeroed();
-            drop(Keep::take(at, &none));
-        }
-    }
-    Ok(Quiet::No)
-}
-
-/// Posts receives of our own for messages that will find none.
-unsafe fn soak(qp: &mut Qp, to_come: u64, longest: u32) -> Result<(), String> {
-    let cq = &mut *qp.ibv.qp_base.recv_cq.cast::<Cq>();
-    let pd = (*qp.ibv.qp_base.pd.cast::<crate::pd::Pd>()).real;
-    while qp.rq.posted() < to_come && qp.rq.posted() < qp.rq.depth.max(1) && cq.own < OWN_LIMIT {
-        let (at, mut sge) = Keep::make(pd, longest as usize).ok_or("a soak buffer cannot be registered")?;
-        let mut wr = ibv_recv_wr { wr_id: SOAK, next: null_mut(), sg_list: &mut sge, num_sge: 1 };
-        let mut bad = null_mut();
-        if (qp.post_recv)(qp.real, &mut wr, &mut bad) != 0 {
-            let none: ibv_wc = zeroed();
-            drop(Keep::take(at, &none));
-            return Ok(());
-        }
-        let slot = qp.rq.slot(qp.rq.tail);
-        qp.rq.slots.put_own(slot, at);
-        qp.rq.tail += 1;
-        qp.attention = true;
-        cq.own += 1;
-    }
-    Ok(())
-}
-
-unsafe fn soak_shared(srq: &mut Srq, to_come: u64, longest: u32) -> Result<(), String> {
-    let pd = (*srq.ibv.pd.cast::<crate::pd::Pd>()).real;
-    let Some(f) = (*(*srq.real).context).ops.post_srq_recv else { return Ok(()) };
-    let me = core::ptr::from_mut(srq).cast::<ibv_srq>();
-    let mut posted = 0;
-    while posted < OWN_LIMIT {
-        let slot = {
-            let mut pool = srq.pool.lock();
-            if pool.outstanding() as u64 >= to_come {
-                return Ok(());
-            }
-            let Some(slot) = pool.take() else { return Ok(()) };
-            slot
-        };
-        let (at, mut sge) = Keep::make(pd, longest as usize).ok_or("a soak buffer cannot be registered")?;
-        srq.pool.lock().slots.put_own(slot, at);
-        let mut wr = ibv_recv_wr { wr_id: ring::SRQ_TAG | slot as u64, next: null_mut(), sg_list: &mut sge, num_sge: 1 };
-        let mut bad = null_mut();
-        if f(srq.real, &mut wr, &mut bad) != 0 {
-            srq.pool.lock().give(slot);
-            return Ok(());
-        }
-        posted += 1;
-        let ctx = Context::of(srq.ibv.context);
-        let qps: Vec<*mut Qp> = (*ctx).objects.lock().qps.0.clone();
-        for qp in qps {
-            if (*qp).ibv.qp_base.srq == me {
-                (*qp).attention = true;
-            }
-        }
-    }
-    Ok(())
 }
 
 /// All are quiet: take what the driver's event queues hold, so that a restart can give it to the program.

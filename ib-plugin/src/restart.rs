@@ -430,6 +430,7 @@ unsafe fn raise(ctx: *mut Context, q: &mut Qp, directory: &Directory) -> Outcome
     if had == state::IBV_QPS_RESET {
         return Ok(());
     }
+    q.rq.forget_own();
     let ring: Vec<(u64, Vec<ibv_sge>)> =
         (q.rq.head..q.rq.tail).map(|i| q.rq.slot(i)).map(|s| (q.rq.slots.id(s), q.rq.slots.list(s))).collect();
     if had == state::IBV_QPS_ERR {
@@ -475,7 +476,13 @@ unsafe fn repost_shared(s: &mut srq::Srq) -> Outcome<()> {
     let f = need((*(*s.real).context).ops.post_srq_recv, "ibv_post_srq_recv")?;
     let slots = s.pool.lock().in_order();
     for slot in slots {
-        let mut list = s.pool.lock().slots.list(slot);
+        let mut pool = s.pool.lock();
+        if pool.slots.is_own(slot) {
+            pool.give(slot);
+            continue;
+        }
+        let mut list = pool.slots.list(slot);
+        drop(pool);
         let ret = srq::repost(f, s.real, slot, list.as_mut_ptr(), list.len() as i32);
         if ret != 0 {
             return Err(format!("a shared receive cannot be posted again: error {ret}"));

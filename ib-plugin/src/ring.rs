@@ -6,55 +6,85 @@ use alloc::{boxed::Box, vec, vec::Vec};
 use rdma_sys::{ibv_recv_wr, ibv_sge};
 
 /// In place of a scatter count: a receive of our own (a soak); its id is an index into the soak buffers.
-pub(crate) const OWN: u8 = u8::MAX;
+const OWN: u64 = u64::MAX;
 
-/// Slots of posted receives.
+/// What begins a slot; its scatter list follows, each entry as large as this.
+#[derive(Clone, Copy)]
+#[repr(C, align(16))]
+struct Cell {
+    id: u64,
+    count: u64,
+}
+
+const _: () = assert!(size_of::<Cell>() == size_of::<ibv_sge>());
+
+/// Slots of posted receives: each a power of two of cells, so that one shift leads to all that a post writes.
 pub(crate) struct Slots {
-    ids: Box<[u64]>,
-    counts: Box<[u8]>,
-    sges: Box<[ibv_sge]>,
+    cells: Box<[Cell]>,
+    shift: u32,
+    /// Longest scatter list.
     stride: usize,
 }
 
 impl Slots {
     pub(crate) fn new(slots: usize, sges: usize) -> Self {
         let stride = sges.max(1);
-        Self {
-            ids: vec![0; slots].into(),
-            counts: vec![0; slots].into(),
-            sges: vec![ibv_sge { addr: 0, length: 0, lkey: 0 }; slots * stride].into(),
-            stride,
-        }
+        let shift = (stride + 1).next_power_of_two().trailing_zeros();
+        Self { cells: vec![Cell { id: 0, count: 0 }; slots << shift].into(), shift, stride }
     }
 
     /// Remembers a receive. The caller has checked `num_sge` against the queue's limit.
     #[inline(always)]
     pub(crate) unsafe fn put(&mut self, slot: usize, wr: *const ibv_recv_wr) {
-        // SAFETY: slot < len by the callers' masks; the program gave num_sge entries.
+        // SAFETY: slot < len by the callers' masks; the program gave num_sge entries, and there is room for `stride`.
         unsafe {
-            *self.ids.get_unchecked_mut(slot) = (*wr).wr_id;
-            let n = ((*wr).num_sge as usize).min(self.stride);
-            *self.counts.get_unchecked_mut(slot) = n as u8;
-            let to = self.sges.as_mut_ptr().add(slot * self.stride);
+            let at = self.cells.as_mut_ptr().add(slot << self.shift);
+            let n = (*wr).num_sge as usize;
+            at.write(Cell { id: (*wr).wr_id, count: n as u64 });
+            let to = at.add(1).cast::<ibv_sge>();
+            if n == 1 {
+                to.copy_from_nonoverlapping((*wr).sg_list, 1);
+            } else {
+                Self::put_more(at, (*wr).sg_list, n.min(self.stride));
+            }
+        }
+    }
+
+    #[inline(never)]
+    unsafe fn put_more(at: *mut Cell, list: *const ibv_sge, n: usize) {
+        // SAFETY: as in `put`.
+        unsafe {
+            (*at).count = n as u64;
             for i in 0..n {
-                *to.add(i) = *(*wr).sg_list.add(i);
+                at.add(1 + i).cast::<ibv_sge>().write(*list.add(i));
             }
         }
     }
 
     pub(crate) fn put_own(&mut self, slot: usize, id: u64) {
-        self.ids[slot] = id;
-        self.counts[slot] = OWN;
+        self.cells[slot << self.shift] = Cell { id, count: OWN };
     }
 
     #[inline(always)]
     pub(crate) fn id(&self, slot: usize) -> u64 {
-        self.ids[slot]
+        self.cells[slot << self.shift].id
     }
 
     #[inline(always)]
     pub(crate) fn is_own(&self, slot: usize) -> bool {
-        self.counts[slot] == OWN
+        self.cells[slot << self.shift].count == OWN
+    }
+
+    /// `slot` becomes what these cells of another are.
+    fn copy(&mut self, slot: usize, other: &[Cell]) {
+        let at = slot << self.shift;
+        self.cells[at..at + other.len()].copy_from_slice(other);
+    }
+
+    /// A slot with its scatter list.
+    fn cells(&self, slot: usize) -> &[Cell] {
+        let at = slot << self.shift;
+        &self.cells[at..=at + self.stride]
     }
 
     /// The scatter list.
@@ -62,8 +92,9 @@ impl Slots {
         if self.is_own(slot) {
             return Vec::new();
         }
-        let at = slot * self.stride;
-        self.sges[at..at + self.counts[slot] as usize].to_vec()
+        let cells = self.cells(slot);
+        // SAFETY: written by `put` as scatter entries, of which there are as many.
+        cells[1..=cells[0].count as usize].iter().map(|c| unsafe { core::ptr::from_ref(c).cast::<ibv_sge>().read() }).collect()
     }
 }
 
@@ -91,6 +122,19 @@ impl Ring {
 
     pub(crate) fn posted(&self) -> u64 {
         self.tail.wrapping_sub(self.head)
+    }
+
+    /// Forgets receives of our own, which a new queue does not have; the program's keep their order.
+    pub(crate) fn forget_own(&mut self) {
+        let mut to = self.head;
+        for at in self.head..self.tail {
+            if !self.slots.is_own(self.slot(at)) {
+                let (from, slot) = (self.slots.cells(self.slot(at)).to_vec(), self.slot(to));
+                self.slots.copy(slot, &from);
+                to += 1;
+            }
+        }
+        self.tail = to;
     }
 
     pub(crate) fn clear(&mut self) {
@@ -162,9 +206,7 @@ impl Pool {
         }
         let mut slots = Slots::new(n, (sges as usize).max(self.slots.stride));
         for s in 0..old {
-            (slots.ids[s], slots.counts[s]) = (self.slots.ids[s], self.slots.counts[s]);
-            let (a, b) = (s * slots.stride, s * self.slots.stride);
-            slots.sges[a..a + self.slots.stride].copy_from_slice(&self.slots.sges[b..b + self.slots.stride]);
+            slots.copy(s, self.slots.cells(s));
         }
         self.slots = slots;
         self.free.extend((old as u32..n as u32).rev());
@@ -221,5 +263,11 @@ mod tests {
             }
         }
         assert_eq!(ring.posted(), 3);
+        let (slot, tail) = (ring.slot(ring.tail - 2), ring.tail);
+        ring.slots.put_own(slot, 77);
+        ring.forget_own();
+        assert_eq!(ring.tail, tail - 1);
+        let left: Vec<u64> = (ring.head..ring.tail).map(|i| ring.slots.id(ring.slot(i))).collect();
+        assert_eq!(left, [7, 9]);
     }
 }

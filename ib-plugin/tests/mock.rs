@@ -88,6 +88,8 @@ fn defects_of_the_old_plugin() {
         ("shared-order", "MOCK_SHUFFLE=1"),
         ("errors", "MOCK_FAIL=40"),
         ("breaks", "MOCK_BREAK=40"),
+        ("flushed", "MOCK_DELAY=40"),
+        ("unheard", "MOCK="),
         ("sleeper", "MOCK="),
         ("identities", "MOCK_LID=5"),
         ("devices", "MOCK_DEVICES=2"),

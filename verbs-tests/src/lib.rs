@@ -4,9 +4,13 @@
 //! checkpoint is aimed by a clock. A pair passes when both ended with status 0 and printed no error of theirs.
 #![deny(unsafe_code)]
 
+pub mod verifier;
+
 use anyhow::{Context as _, Result, bail, ensure};
 use slackwater_harness::{Computation, Mode, in_guest, patience};
 use slackwater_mpi_tests::guest::packets_sent;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -156,8 +160,8 @@ while sys.stdin.readline():
 /// What went wrong.
 pub fn hammer(cycles: u32) -> Result<()> {
     let folder = Folder::new()?;
-    let mock = folder.build("../ib-plugin/tests/programs/mock.c", "mock.so", &["-shared", "-fPIC"])?;
-    let program = folder.build("../ib-plugin/tests/programs/defects.c", "defects", &["-pthread"])?;
+    let mock = folder.build("../ib-plugin/tests/programs/mock.c", "mock.so", &["-shared", "-fPIC", "-libverbs"])?;
+    let program = folder.build("../ib-plugin/tests/programs/defects.c", "defects", &["-pthread", "-libverbs"])?;
     let mut computation = Computation::new(Mode::Pipe)?;
     computation.env("SLACKWATER_LIBIBVERBS", &mock);
     computation.launch_with(&["--plugin", &plugin()?], &[program, "endless".into()])?;
@@ -178,7 +182,7 @@ pub fn hammer(cycles: u32) -> Result<()> {
 /// The first answer that differs.
 pub fn answers() -> Result<()> {
     let folder = Folder::new()?;
-    let program = folder.build("programs/answers.c", "answers", &[])?;
+    let program = folder.build("programs/answers.c", "answers", &["-libverbs"])?;
     let ask = |mut computation: Computation| -> Result<Vec<String>> {
         computation.launch(std::slice::from_ref(&program))?;
         let output = computation.output()?.clone();
@@ -198,13 +202,13 @@ pub fn answers() -> Result<()> {
 ///
 /// # Errors
 /// When cargo fails: it needs cmake.
-pub fn rust_client() -> Result<std::path::PathBuf> {
-    let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+pub fn rust_client() -> Result<PathBuf> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| here.join("../target"), Into::into).join("verbs-clients");
     if !in_guest() {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut build = std::process::Command::new(cargo);
+        let mut build = Command::new(cargo);
         build.args(["build", "--quiet", "--release", "--manifest-path"]).arg(here.join("clients/Cargo.toml"));
         ensure!(build.env("CARGO_TARGET_DIR", &target).status()?.success(), "the Rust client does not build");
     }
@@ -237,7 +241,7 @@ fn plugin() -> Result<String> {
 }
 
 /// A folder of programs, removed at the end.
-struct Folder(std::path::PathBuf);
+struct Folder(PathBuf);
 
 impl Folder {
     fn new() -> Result<Self> {
@@ -250,15 +254,19 @@ impl Folder {
 
     /// Compiles a C file of this crate's folder; the path of what comes out.
     fn build(&self, source: &str, name: &str, flags: &[&str]) -> Result<String> {
-        let (source, to) = (std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(source), self.0.join(name));
-        let mut cc = std::process::Command::new("cc");
-        cc.args(["-O2", "-g", "-o"]).arg(&to).args(flags).arg(&source);
-        if name != "loads" {
-            cc.arg("-libverbs");
-        }
-        ensure!(cc.status().context("cc")?.success(), "{} does not compile", source.display());
+        let to = self.0.join(name);
+        compile(source, &to, flags)?;
         Ok(to.to_string_lossy().into_owned())
     }
+}
+
+/// Compiles a C file of this crate's folder.
+fn compile(source: &str, to: &Path, flags: &[&str]) -> Result<()> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+    let status =
+        Command::new("cc").args(["-O2", "-g", "-o"]).arg(to).arg(&source).args(flags).status().context("cc")?;
+    ensure!(status.success(), "{} does not compile", source.display());
+    Ok(())
 }
 
 impl Drop for Folder {

@@ -7,6 +7,7 @@
 use libtest_mimic::{Arguments, Failed, Trial};
 use slackwater_harness::in_guest;
 use slackwater_mpi_tests::guest;
+use slackwater_verbs_tests::verifier::{self, CASES};
 use slackwater_verbs_tests::{Pair, Scenario, answers, closes, hammer, loads, play, rust, rust_client};
 use std::process::ExitCode;
 
@@ -83,6 +84,21 @@ fn main() -> ExitCode {
                 trials.push(trial.with_ignored_flag(skip || !(has_xtask || in_guest())));
             }
         }
+    }
+    let full = level == "full";
+    for case in CASES {
+        let name = format!("inside::verifier::{}", case.name);
+        let trial = if in_guest() {
+            Trial::test(name, move || verifier::play(case, full).map_err(fail))
+        } else {
+            Trial::test(format!("guest::verifier::{}", case.name), move || verifier::direct(&name).map_err(fail))
+        };
+        let skip = match level.as_str() {
+            "full" => false,
+            "quick" => true,
+            _ => !case.normal,
+        };
+        trials.push(trial.with_ignored_flag(skip || !(has_xtask || in_guest())));
     }
     let trial = if in_guest() {
         Trial::test("inside::same-answers", || answers().map_err(fail))

@@ -133,6 +133,23 @@ static void breaks(void) {
   cycle(); struct pollfd f = {ctx->async_fd, POLLIN, 0}; OK(poll(&f, 1, 10000) == 1); struct ibv_async_event e; OK(!ibv_get_async_event(ctx, &e)); OK(e.event_type == IBV_EVENT_QP_FATAL && e.element.qp == a.qp); ibv_ack_async_event(&e);
   struct ibv_qp_attr t; struct ibv_qp_init_attr i; OK(!ibv_query_qp(a.qp, &t, IBV_QP_STATE, &i) && t.qp_state == IBV_QPS_ERR); OK(!ibv_destroy_qp(a.qp));
 }
+/* What was posted to a queue pair in error is flushed, signaled or not; late, but before the cut is over. */
+static void flushed(void) {
+  both(IBV_QPT_RC, 0); for (int i = 0; i < 5; i++) OK(!receive(&a, 500 + i));
+  for (int i = 0; i < 4; i++) OK(!request(&a, &b, i, IBV_WR_SEND, i == 1 ? IBV_SEND_SIGNALED : 0, 30));
+  struct ibv_qp_attr t = {.qp_state = IBV_QPS_ERR}; OK(!ibv_modify_qp(a.qp, &t, IBV_QP_STATE)); cycle();
+  unsigned sends = 0, receives = 0;
+  for (int i = 0; i < 9; i++) { struct ibv_wc w = wait_one(&a); OK(w.status == IBV_WC_WR_FLUSH_ERR && w.qp_num == a.qp->qp_num); OK(w.wr_id == (w.wr_id < 500 ? sends++ : 500 + receives++)); }
+  none(&a); cycle(); none(&a); OK(!receive(&a, 9)); cycle(); struct ibv_wc w = wait_one(&a); OK(w.status == IBV_WC_WR_FLUSH_ERR && w.wr_id == 9);
+}
+/* An unreliable message that found no receive is lost by right, and nothing waits for it: no receive of ours is left in its place. */
+static void unheard(void) {
+  both(IBV_QPT_UC, 0); OK(!request(&a, &b, 0, IBV_WR_SEND, IBV_SEND_SIGNALED, 30)); expect(&a, 0, IBV_WC_SEND);
+  for (int round = 1; round < 4; round++) {
+    cycle(); none(&b); OK(!receive(&b, 100 + round)); OK(!request(&a, &b, round, IBV_WR_SEND, IBV_SEND_SIGNALED, 30));
+    expect(&a, round, IBV_WC_SEND); expect(&b, 100 + round, IBV_WC_RECV);
+  }
+}
 /* 11: an event that is pending at the cut wakes the sleeper, with the right CQ and context. */
 static void sleeper(void) {
   both(IBV_QPT_RC, 1); for (int round = 0; round < 3; round++) {
@@ -185,7 +202,7 @@ static void endless(void) {
   printf("PASS\n");
 }
 int main(int argc, char **argv) {
-  static const struct { const char *name; void (*run)(void); } all[] = {{"signaled", signaled}, {"lost-message", lost_message}, {"datagram", datagram}, {"whole-context", whole_context}, {"threads", threads}, {"inline", inlined}, {"once", once}, {"shared-order", shared_order}, {"errors", errors}, {"breaks", breaks}, {"sleeper", sleeper}, {"identities", identities}, {"devices", devices}, {"many", many}, {"hammer", hammer}, {"endless", endless}};
+  static const struct { const char *name; void (*run)(void); } all[] = {{"signaled", signaled}, {"lost-message", lost_message}, {"datagram", datagram}, {"whole-context", whole_context}, {"threads", threads}, {"inline", inlined}, {"once", once}, {"shared-order", shared_order}, {"errors", errors}, {"breaks", breaks}, {"flushed", flushed}, {"unheard", unheard}, {"sleeper", sleeper}, {"identities", identities}, {"devices", devices}, {"many", many}, {"hammer", hammer}, {"endless", endless}};
   for (unsigned i = 0; argc > 1 && i < sizeof all / sizeof *all; i++) if (!strcmp(all[i].name, argv[1])) { all[i].run(); printf("defects: ok, %s\n", argv[1]); return 0; }
   return 2;
 }

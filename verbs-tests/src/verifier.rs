@@ -1,0 +1,185 @@
+//! The verifier (`programs/verifier.c`) over its matrix: checkpoints at random moments, SIGKILL and restarts, from machine to machine.
+//!
+//! A case is played in acts, each in a guest of its own: the first launches, the second, at another address, restarts what the first
+//! has left. In each act there are checkpoints after which the program goes on, and some after which it is killed and restarted,
+//! so that every case has restarts in the same boot, in a fresh one, and of what was restarted. A moment is a number of packets
+//! that the device has sent, drawn from a seed that is printed.
+use crate::compile;
+use anyhow::{Context as _, Result, bail, ensure};
+use slackwater_harness::{Computation, Mode, patience};
+use slackwater_mpi_tests::guest::{ACT, boot, packets_sent};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// A row of the matrix.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// Name of the trial.
+    pub name: &'static str,
+    /// Arguments of the verifier.
+    pub arguments: &'static str,
+    /// Plays in normal runs, too.
+    pub normal: bool,
+    /// Checkpoints stand still for long.
+    pub hold: bool,
+}
+
+const fn case(name: &'static str, arguments: &'static str, normal: bool) -> Case {
+    Case { name, arguments, normal, hold: false }
+}
+
+/// The matrix.
+pub const CASES: &[Case] = &[
+    case("rc-2-processes-2-threads", "-p 2 -T 2 -n 4", false),
+    // Not one thread is there that is not in malloc most of the time.
+    case("rc-malloc-hammer", "-p 2 -T 2 -n 3 -k 3 -M 3", true),
+    case("rc-1-process-signaled-1-in-3", "-k 3", false),
+    case("rc-shared-events", "-p 2 -s -e", false),
+    case("rc-extended-events-signaled-1-in-5", "-p 2 -T 2 -n 3 -x -k 5 -e", false),
+    case("rc-slow-receivers", "-p 2 -l -k 7", false),
+    case("rc-slow-receivers-finite-retries", "-p 2 -l -d 8 -r 6 -R 0", false),
+    // A request nearly always waits for a receive, which it does for 7 * 655 ms (IBTA table 45) before its queue pair dies.
+    Case { name: "rc-slow-receivers-held", arguments: "-p 2 -l -d 2 -r 6 -R 0 -P 1500", normal: true, hold: true },
+    case("rc-4-MiB", "-p 2 -n 1 -d 4 -m 4194304", false),
+    case("rc-full-queues-signaled-1-in-64", "-p 2 -T 3 -n 4 -d 64 -m 1024 -k 64", false),
+    case("rc-reads-only-unsignaled", "-p 2 -a 4 -k 4", false),
+    case("rc-atomics-only-unsignaled", "-p 2 -a 8 -k 4", false),
+    case("uc-2-threads", "-t uc -p 2 -T 2 -k 2", false),
+    case("uc-shared-events", "-t uc -p 2 -s -e", false),
+    case("ud-shared-events-extended", "-t ud -p 2 -s -e -x", true),
+    case("ud-2-threads", "-t ud -p 2 -T 2 -k 3", false),
+];
+
+/// What is done in one act: checkpoints, of which so many end with a restart; the last of a machine's is restarted by the next machine.
+#[derive(Clone, Copy, Debug)]
+struct Score {
+    checkpoints: u32,
+    restarts: u32,
+}
+
+/// Machines per case.
+const ACTS: u8 = 2;
+
+/// Per level. At `full`, 14 cases make 224 checkpoints and 70 restarts.
+fn score(case: &Case, full: bool) -> Score {
+    if case.hold {
+        Score { checkpoints: 1, restarts: 1 }
+    } else if full {
+        Score { checkpoints: 8, restarts: 2 }
+    } else {
+        Score { checkpoints: 3, restarts: 1 }
+    }
+}
+
+/// Packets after which a checkpoint is asked for at the latest; where receivers are slow, few are sent.
+const LATEST: [u64; 2] = [3000, 20];
+
+/// From outside: boots a machine for each act, and prints what the last one found.
+///
+/// # Errors
+/// Which act failed, and what its guest printed.
+pub fn direct(name: &str) -> Result<()> {
+    let folder = tempfile::Builder::new().prefix("slackwater-verifier-").tempdir()?;
+    let seed: u64 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.subsec_nanos().into();
+    compile("programs/verifier.c", &folder.path().join("verifier"), &["-pthread", "-libverbs"])?;
+    let header = concat!("-I", env!("CARGO_MANIFEST_DIR"), "/../runtime/plugin/include");
+    compile("programs/hold.c", &folder.path().join("hold.so"), &["-shared", "-fPIC", header])?;
+    for act in 1..=ACTS {
+        let words = format!("{act} {seed} {}", folder.path().display());
+        boot(name, act, &[folder.path()], &words).with_context(|| format!("{name}, act {act}, seed {seed}"))?;
+    }
+    eprintln!("{name}, seed {seed}: {}", fs::read_to_string(folder.path().join("verdict"))?);
+    Ok(())
+}
+
+/// Inside: the act that the environment names.
+///
+/// # Errors
+/// What went wrong.
+pub fn play(case: &Case, full: bool) -> Result<()> {
+    let score = score(case, full);
+    let words = std::env::var(ACT).with_context(|| format!("${ACT} is not set"))?;
+    let mut words = words.splitn(3, ' ');
+    let mut number = || words.next().unwrap_or_default().parse::<u64>().context("which act, which seed?");
+    let (act, mut seed) = (number()?, number()?);
+    seed += act * 0x1_0000_0000;
+    let place = PathBuf::from(words.next().context("no folder")?);
+    let mut computation = Computation::lasting(&place, Mode::Pipe)?;
+    let mut tally = Tally::read(&place);
+    if act == 1 {
+        let mut command = vec![place.join("verifier").to_string_lossy().into_owned()];
+        command.extend(case.arguments.split_whitespace().map(str::to_owned));
+        let plugin = format!("{},seconds={}", place.join("hold.so").display(), if full { 30 } else { 8 });
+        let options = ["--keep", "2", "--plugin", &plugin];
+        computation.launch_with(&options[..if case.hold { 4 } else { 2 }], &command)?;
+        computation.wait_line("ready")?;
+    } else {
+        computation.restart_with(&["--keep", "2"])?;
+        tally.restarts += 1;
+    }
+    computation.wait_line("beat").context("at the beginning")?;
+    for n in 1..=score.checkpoints {
+        let last_restarts = score.checkpoints - n < score.restarts;
+        moment(&mut seed, case.hold)?;
+        computation.checkpoint(&[]).with_context(|| format!("act {act}, checkpoint {n}"))?;
+        tally.checkpoints += 1;
+        computation.wait_new_line("beat").with_context(|| format!("act {act}, after checkpoint {n}"))?;
+        if last_restarts {
+            computation.sigkill_all()?;
+            computation.restart_with(&["--keep", "2"])?;
+            tally.restarts += 1;
+            computation.wait_line("beat").with_context(|| format!("act {act}, after the restart of {n}"))?;
+        }
+    }
+    if act < u64::from(ACTS) {
+        moment(&mut seed, case.hold)?;
+        computation.checkpoint(&[]).context("the checkpoint that moves")?;
+        tally.checkpoints += 1;
+        tally.write(&place)?;
+        return computation.sigkill_all();
+    }
+    let output = computation.output()?.clone();
+    computation.finish()?;
+    let verdict = output.lines().into_iter().find(|l| l.starts_with("verified")).unwrap_or_default();
+    ensure!(verdict.contains(" operations of "), "it printed no verdict");
+    tally.verdict = format!("{} checkpoints, {} restarts; {verdict}", tally.checkpoints, tally.restarts);
+    tally.write(&place)
+}
+
+/// What has been done to a case over all acts.
+#[derive(Default)]
+struct Tally {
+    checkpoints: u32,
+    restarts: u32,
+    verdict: String,
+}
+
+impl Tally {
+    fn read(place: &Path) -> Self {
+        let text = fs::read_to_string(place.join("tally")).unwrap_or_default();
+        let mut numbers = text.split_whitespace().map(|n| n.parse().unwrap_or(0));
+        Self { checkpoints: numbers.next().unwrap_or(0), restarts: numbers.next().unwrap_or(0), verdict: String::new() }
+    }
+
+    fn write(&self, place: &Path) -> Result<()> {
+        fs::write(place.join("tally"), format!("{} {}", self.checkpoints, self.restarts))?;
+        Ok(fs::write(place.join("verdict"), &self.verdict)?)
+    }
+}
+
+/// Returns when the device has sent as many more packets as the seed says (splitmix64).
+fn moment(seed: &mut u64, hold: bool) -> Result<()> {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut x = *seed;
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    let (goal, until) = (packets_sent()? + (x ^ (x >> 31)) % LATEST[usize::from(hold)], Instant::now() + patience());
+    while packets_sent()? < goal {
+        if Instant::now() > until {
+            bail!("the device sends nothing more");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    Ok(())
+}
