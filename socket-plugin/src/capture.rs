@@ -6,8 +6,10 @@ use alloc::{format, string::String, vec, vec::Vec};
 
 use crate::diag::Diag;
 use crate::model::{Message, Socket, State, Tcp, Unix};
+use crate::options::SO_PEEK_OFF;
 use crate::rights;
 use crate::sys::{self, Errno, Owned};
+use crate::urgent;
 
 /// Why a socket cannot be checkpointed.
 pub type Result<T> = core::result::Result<T, String>;
@@ -22,7 +24,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    fn passing(reason: impl Into<String>) -> Self {
+    pub(crate) fn passing(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), passing: true }
     }
 }
@@ -33,7 +35,6 @@ impl From<String> for Refusal {
     }
 }
 
-const SO_PEEK_OFF: i32 = 42;
 const MSG_TRUNC: i32 = 0x20;
 /// How often it is tried to get the turn at a queue: seconds.
 const TURNS: u32 = 10_000_000;
@@ -117,7 +118,9 @@ pub fn fill(fd: i32, s: &mut Socket, diag: &Diag, name: Name<'_>) -> core::resul
         return unix_queue(fd, s, name);
     }
     if s.kind == libc::SOCK_DGRAM {
-        s.queue = messages(fd, s.ino, false, name)?;
+        let (queue, before) = messages(fd, s.ino, false, name)?;
+        keep_peek_offset(s, before);
+        s.queue = queue;
         return Ok(());
     }
     if s.state == State::Connected
@@ -129,7 +132,7 @@ pub fn fill(fd: i32, s: &mut Socket, diag: &Diag, name: Name<'_>) -> core::resul
              that"
         )));
     }
-    Ok(stream(fd, s)?)
+    stream(fd, s, diag)
 }
 
 /// Whether all that was written to this TCP connection, in both directions, has arrived at its other end, as far as
@@ -215,7 +218,7 @@ fn own_counters(fd: i32) -> (u64, u64) {
         .map_or((0, 0), |info| crate::tcp_counters(&info))
 }
 
-fn failed(what: &str, e: Errno) -> String {
+pub(crate) fn failed(what: &str, e: Errno) -> String {
     format!("{what} failed with {e}")
 }
 
@@ -239,7 +242,7 @@ fn tcp(fd: i32, s: &mut Socket) -> Result<()> {
     let info = sys::getsockopt_bytes(fd, libc::IPPROTO_TCP, 11, 512).map_err(|e| failed("getsockopt(TCP_INFO)", e))?;
     let state = info.first().copied().unwrap_or(7);
     let (written, arrived) = crate::tcp_counters(&info);
-    s.tcp = Some(Tcp { state, written, arrived });
+    s.tcp = Some(Tcp { state, written, arrived, urgent: None });
     let (shut_read, error) = shut(fd);
     s.shut_read = shut_read;
     s.shut_write = Tcp::fin_sent(state);
@@ -306,7 +309,9 @@ fn unix_queue(fd: i32, s: &mut Socket, name: Name<'_>) -> core::result::Result<(
             ));
         }
     }
-    s.queue = messages(fd, s.ino, s.kind == libc::SOCK_STREAM, name)?;
+    let (queue, before) = messages(fd, s.ino, s.kind == libc::SOCK_STREAM, name)?;
+    keep_peek_offset(s, before);
+    s.queue = queue;
     Ok(())
 }
 
@@ -322,17 +327,39 @@ pub fn under_way(fd: i32, s: &Socket, name: Name<'_>) -> core::result::Result<()
     messages(fd, s.ino, s.kind == libc::SOCK_STREAM, name).map(|_| ())
 }
 
-// Peeks at everything, message by message, by way of SO_PEEK_OFF.
-fn messages(fd: i32, ino: u64, stream: bool, name: Name<'_>) -> core::result::Result<Vec<Message>, Refusal> {
+// Peeks at everything, message by message, by way of SO_PEEK_OFF; what that was, if anything had to be looked at.
+fn messages(
+    fd: i32,
+    ino: u64,
+    stream: bool,
+    name: Name<'_>,
+) -> core::result::Result<(Vec<Message>, Option<i32>), Refusal> {
     if sys::poll_now(fd, libc::POLLIN).unwrap_or(libc::POLLIN) & libc::POLLIN == 0 {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), None));
     }
     let _turn = turn(ino)?;
-    let before = sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, SO_PEEK_OFF).unwrap_or(-1);
-    sys::setsockopt(fd, libc::SOL_SOCKET, SO_PEEK_OFF, 0).map_err(|e| failed("setsockopt(SO_PEEK_OFF)", e))?;
+    let before = peek_from(fd, 0)?;
     let result = peek_all(fd, stream, name);
-    let _ = sys::setsockopt(fd, libc::SOL_SOCKET, SO_PEEK_OFF, before);
-    result
+    let _ = peek_from(fd, before);
+    Ok((result?, Some(before)))
+}
+
+// Where a peek begins from now on, and did until now.
+fn peek_from(fd: i32, offset: i32) -> Result<i32> {
+    let before = sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, SO_PEEK_OFF).unwrap_or(-1);
+    if before != offset {
+        sys::setsockopt(fd, libc::SOL_SOCKET, SO_PEEK_OFF, offset).map_err(|e| failed("setsockopt(SO_PEEK_OFF)", e))?;
+    }
+    Ok(before)
+}
+
+// The program's own, as it was found by who had the turn: among the options may be what another process peeked from.
+fn keep_peek_offset(s: &mut Socket, before: Option<i32>) {
+    let Some(before) = before else { return };
+    s.options.retain(|(level, name, _)| (*level, *name) != (libc::SOL_SOCKET, SO_PEEK_OFF));
+    if before >= 0 {
+        s.options.push((libc::SOL_SOCKET, SO_PEEK_OFF, before.to_ne_bytes().to_vec()));
+    }
 }
 
 // SO_PEEK_OFF is the socket's, and several processes that share it look at its queue at the same time: one after the other. Who
@@ -442,31 +469,43 @@ fn peek_all(fd: i32, stream: bool, name: Name<'_>) -> core::result::Result<Vec<M
     Ok(out)
 }
 
-fn receive(fd: i32, out: &mut [u8], flags: i32) -> sys::Result<usize> {
+pub(crate) fn receive(fd: i32, out: &mut [u8], flags: i32) -> sys::Result<usize> {
     let flags = flags | libc::MSG_DONTWAIT;
     // SAFETY: `out` is writable for its length; no address is asked for.
     unsafe { sys::call(libc::SYS_recvfrom, [fd as usize, out.as_mut_ptr() as usize, out.len(), flags as usize, 0, 0]) }
 }
 
-// A TCP queue can be peeked at in one go.
-fn stream(fd: i32, s: &mut Socket) -> Result<()> {
-    let queued: i32 = sys::ioctl_get(fd, libc::FIONREAD).unwrap_or(0);
-    if queued <= 0 {
+// A TCP queue can be peeked at in one go, unless there is an urgent byte in it: sock_diag(7) counts that, and what is behind it.
+fn stream(fd: i32, s: &mut Socket, diag: &Diag) -> core::result::Result<(), Refusal> {
+    let Some(tcp) = s.tcp else { return Ok(()) };
+    let plain = sys::ioctl_get::<i32>(fd, libc::FIONREAD).unwrap_or(0).max(0) as usize;
+    if plain == 0 && sys::poll_now(fd, libc::POLLIN | libc::POLLPRI).unwrap_or(0) & (libc::POLLIN | libc::POLLPRI) == 0 {
         return Ok(());
     }
-    let before = sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, SO_PEEK_OFF).unwrap_or(-1);
-    if before >= 0 {
-        let _ = sys::setsockopt(fd, libc::SOL_SOCKET, SO_PEEK_OFF, -1);
+    let known = diag.tcp(&s.local, &s.peer).map_err(|e| failed("sock_diag", e))?;
+    // A FIN that has arrived counts as one.
+    let fin = usize::from(Tcp::fin_arrived(tcp.state));
+    let total = known.map_or(plain, |facts| (facts.unread as usize).saturating_sub(fin));
+    let mut data = vec![0u8; plain];
+    let marked = plain != total || urgent::at_mark(fd);
+    let got = if marked || plain == 0 { Ok(0) } else { receive(fd, &mut data, libc::MSG_PEEK) };
+    let (data, urgent) = if !marked && got == Ok(total) {
+        (data, None)
+    } else {
+        let turn = turn(s.ino)?;
+        let before = peek_from(fd, -1)?;
+        let taken = urgent::take(fd, total, plain);
+        let _ = peek_from(fd, before);
+        drop(turn);
+        keep_peek_offset(s, Some(before));
+        let (data, urgent) = taken?;
+        (data, Some(urgent))
+    };
+    if let Some(tcp) = &mut s.tcp {
+        tcp.urgent = urgent;
     }
-    let mut data = vec![0u8; queued as usize];
-    let got = receive(fd, &mut data, libc::MSG_PEEK);
-    if before >= 0 {
-        let _ = sys::setsockopt(fd, libc::SOL_SOCKET, SO_PEEK_OFF, before);
+    if !data.is_empty() || urgent.is_some() {
+        s.queue = vec![Message { data, ..Message::default() }];
     }
-    match got {
-        Ok(n) if n == data.len() => {}
-        other => return Err(format!("of {queued} unread bytes peeking gave {other:?} (urgent data is not supported)")),
-    }
-    s.queue = vec![Message { data, ..Message::default() }];
     Ok(())
 }

@@ -18,6 +18,7 @@ pub mod rebuild;
 
 mod rights;
 pub mod sys;
+mod urgent;
 
 pub use capture::{Name, Refusal, describe, fill, quiet, recognise, settle, under_way};
 

@@ -93,6 +93,21 @@ pub struct Tcp {
     pub written: u64,
     /// Payload bytes that have arrived, in the connection's life.
     pub arrived: u64,
+    /// There is a mark of urgent data in the queue.
+    pub urgent: Option<Urgent>,
+}
+
+/// Urgent data of tcp(7): one byte, sent by MSG_OOB, and the mark at its place in the queue (SIOCATMARK).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Urgent {
+    /// Bytes of the queue in front of the mark.
+    pub at: u64,
+    /// The byte.
+    pub byte: u8,
+    /// SO_OOBINLINE: the byte is the first of those behind the mark, too.
+    pub inline: bool,
+    /// It has been received already, by MSG_OOB; the mark is still there.
+    pub read: bool,
 }
 
 impl Tcp {

@@ -21,15 +21,19 @@ pub const SO_RCVLOWAT: i32 = 18;
 pub const SO_REUSEADDR: i32 = 2;
 /// As above: a closing peer must not wait.
 pub const SO_LINGER: i32 = 13;
+/// TCP's urgent byte is among the others.
+pub const SO_OOBINLINE: i32 = 10;
+/// Where a peek begins.
+pub const SO_PEEK_OFF: i32 = 42;
 
-// SOL_SOCKET. Of all: KEEPALIVE 9, PRIORITY 12, LINGER, REUSEPORT 15, RCVLOWAT, RCVTIMEO 20, SNDTIMEO 21, TIMESTAMP 29, PEEK_OFF 42,
+// SOL_SOCKET. Of all: KEEPALIVE 9, PRIORITY 12, LINGER, REUSEPORT 15, RCVLOWAT, RCVTIMEO 20, SNDTIMEO 21, TIMESTAMP 29, PEEK_OFF,
 // BUF_LOCK. Each costs a system call a socket (1,000 connections are not rare), so each is asked only where it means something.
-const GENERAL: &[i32] = &[SO_REUSEADDR, 9, 12, SO_LINGER, 15, SO_RCVLOWAT, 20, 21, 29, 42, SO_BUF_LOCK];
+const GENERAL: &[i32] = &[SO_REUSEADDR, 9, 12, SO_LINGER, 15, SO_RCVLOWAT, 20, 21, 29, SO_PEEK_OFF, SO_BUF_LOCK];
 const BUFFERS: &[i32] = &[SO_SNDBUF, SO_RCVBUF];
 // PASSCRED 16, PASSSEC 34, TIMESTAMPNS 35.
 const OF_UNIX: &[i32] = &[16, 34, 35];
-// OOBINLINE 10, BINDTODEVICE 25.
-const OF_INTERNET: &[i32] = &[10, 25];
+// OOBINLINE, BINDTODEVICE 25.
+const OF_INTERNET: &[i32] = &[SO_OOBINLINE, 25];
 // BROADCAST 6, TIMESTAMPNS 35.
 const OF_DATAGRAMS: &[i32] = &[6, 35];
 // NODELAY 1, CORK 3, KEEPIDLE 4, KEEPINTVL 5, KEEPCNT 6, LINGER2 8, CONGESTION 13, USER_TIMEOUT 18, NOTSENT_LOWAT 25.

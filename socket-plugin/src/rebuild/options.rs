@@ -1,12 +1,11 @@
 //! Setting options again: only what differs from what the new socket has by itself.
 use crate::model::Socket;
 use crate::multicast::MCAST_JOIN_GROUP;
-use crate::options::{SO_BUF_LOCK, SO_LINGER, SO_RCVBUF, SO_RCVLOWAT, SO_REUSEADDR, SO_SNDBUF, int};
+use crate::options::{SO_BUF_LOCK, SO_LINGER, SO_PEEK_OFF, SO_RCVBUF, SO_RCVLOWAT, SO_REUSEADDR, SO_SNDBUF, int};
 use crate::sys;
 
 const SOCKET: i32 = libc::SOL_SOCKET;
 const TCP_CORK: i32 = 3;
-const SO_PEEK_OFF: i32 = 42;
 
 // Set when all is done, for they would disturb the refilling.
 fn late(level: i32, name: i32) -> bool {

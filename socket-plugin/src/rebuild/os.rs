@@ -80,11 +80,24 @@ pub fn wait(fd: i32, events: i16) -> Result<i16> {
 
 /// sendto(2) without waiting and without SIGPIPE; an empty address: send(2).
 pub fn send(fd: i32, data: &[u8], to: &[u8]) -> Result<usize> {
+    send_as(fd, data, to, 0)
+}
+
+/// As [`send`], with flags.
+pub fn send_as(fd: i32, data: &[u8], to: &[u8], flags: i32) -> Result<usize> {
     let address = if to.is_empty() { std::ptr::null() } else { to.as_ptr().cast() };
-    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    let flags = flags | libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
     // SAFETY: both are readable for their lengths.
     check(unsafe { libc::sendto(fd, data.as_ptr().cast(), data.len(), flags, address, to.len() as u32) } as i64)
         .map(|n| n as usize)
+}
+
+/// Takes the urgent byte (MSG_OOB of recv(2)), which has arrived.
+pub fn receive_urgent(fd: i32) -> Result<()> {
+    let mut byte = [0u8; 1];
+    // SAFETY: one writable byte.
+    let got = unsafe { libc::recv(fd, byte.as_mut_ptr().cast(), 1, libc::MSG_OOB | libc::MSG_DONTWAIT) };
+    check(got as i64).map(|_| ())
 }
 
 /// As [`send`], with descriptors (SCM_RIGHTS of unix(7)); at least one byte must go into a stream.

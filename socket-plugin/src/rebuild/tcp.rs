@@ -9,7 +9,7 @@ use std::io;
 use super::{Peers, Result, Work, options, os};
 use crate::address::Endpoint;
 use crate::capture::widen;
-use crate::model::{Socket, State, Tcp};
+use crate::model::{Socket, State, Tcp, Urgent};
 use crate::options::{SO_BUF_LOCK, SO_RCVBUF, SO_SNDBUF, int};
 use crate::sys;
 
@@ -291,30 +291,35 @@ fn fill(writer: i32, reader: i32, s: &Socket) -> io::Result<()> {
     if unread > 16 * 1024 {
         let _ = widen(reader);
     }
+    let urgent = s.tcp.and_then(|tcp| tcp.urgent);
     for message in &s.queue {
-        let mut rest = message.data.as_slice();
-        while !rest.is_empty() {
-            match os::send(writer, rest, &[]) {
-                Ok(n) => (rest, stuck) = (&rest[n..], if grown { stuck } else { 0 }),
-                Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => {
-                    let _ = widen(reader);
-                    stuck += 1;
-                    if stuck == 100 {
-                        // Neither window nor buffer suffice: larger ones, for the moment.
-                        grown = true;
-                        options::grow(reader, SO_RCVBUF, (rest.len() as i32).saturating_mul(2));
-                        options::grow(writer, SO_SNDBUF, (rest.len() as i32).saturating_mul(2));
-                    } else if stuck > 100 && stuck.is_multiple_of(100) {
-                        os::wait(writer, libc::POLLOUT)?;
+        for (mut rest, flags) in runs(&message.data, urgent.as_ref()) {
+            while !rest.is_empty() {
+                match os::send_as(writer, rest, &[], flags) {
+                    Ok(n) => (rest, stuck) = (&rest[n..], if grown { stuck } else { 0 }),
+                    Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => {
+                        let _ = widen(reader);
+                        stuck += 1;
+                        if stuck == 100 {
+                            // Neither window nor buffer suffice: larger ones, for the moment.
+                            grown = true;
+                            options::grow(reader, SO_RCVBUF, (rest.len() as i32).saturating_mul(2));
+                            options::grow(writer, SO_SNDBUF, (rest.len() as i32).saturating_mul(2));
+                        } else if stuck > 100 && stuck.is_multiple_of(100) {
+                            os::wait(writer, libc::POLLOUT)?;
+                        }
                     }
+                    Err(e) => return Err(e),
                 }
-                Err(e) => return Err(e),
             }
         }
     }
     // Into the reader's queue as far as the window allows, where the next capture finds it at once.
     if !s.queue.is_empty() {
         let _ = arrived(writer, reader);
+    }
+    if urgent.is_some_and(|urgent| urgent.read) {
+        os::receive_urgent(reader)?;
     }
     if grown {
         // Back to the kernel's own tuning; `options::last` fixes what the program had fixed.
@@ -323,6 +328,14 @@ fn fill(writer: i32, reader: i32, s: &Socket) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+// What is sent in one go, and the flags.
+fn runs<'a>(data: &'a [u8], urgent: Option<&'a Urgent>) -> Vec<(&'a [u8], i32)> {
+    let Some(urgent) = urgent else { return vec![(data, 0)] };
+    let (before, behind) = data.split_at((urgent.at as usize).min(data.len()));
+    let behind = if urgent.inline { behind.get(1..).unwrap_or(&[]) } else { behind };
+    vec![(before, 0), (std::slice::from_ref(&urgent.byte), libc::MSG_OOB), (behind, 0)]
 }
 
 fn shut(fd: i32, s: &Socket, peer_shut_write: bool) -> io::Result<()> {

@@ -13,6 +13,7 @@ mod named;
 mod places;
 mod plugins;
 mod refused;
+mod stress;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use slackwater_harness::{Mode, Program, in_guest, scenario};
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
             cases.extend(places::all());
             cases.extend(refused::all());
             cases.extend(named::all());
+            cases.extend(stress::all());
             cases
         }
         Err(error) => {

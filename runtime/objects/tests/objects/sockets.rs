@@ -76,6 +76,22 @@ fn option(fd: i32, level: i32, name: i32) -> i32 {
     slackwater_socket::sys::getsockopt(fd, level, name).expect("getsockopt")
 }
 
+fn set_option(fd: i32, level: i32, name: i32, value: i32) {
+    slackwater_socket::sys::setsockopt(fd, level, name, value).expect("setsockopt");
+}
+
+fn at_mark(fd: i32) -> bool {
+    let mut mark = 0i32;
+    assert_eq!(unsafe { libc::ioctl(fd, 0x8905 /* SIOCATMARK */, &raw mut mark) }, 0);
+    mark != 0
+}
+
+// The byte that came by MSG_OOB.
+fn urgent(fd: i32) -> Option<Vec<u8>> {
+    let mut byte = [0u8];
+    (unsafe { libc::recv(fd, byte.as_mut_ptr().cast(), 1, libc::MSG_OOB) } == 1).then(|| byte.to_vec())
+}
+
 pub fn cases() -> Vec<Case> {
     [unix(), tcp(), datagrams()].concat()
 }
@@ -448,6 +464,49 @@ fn tcp() -> Vec<Case> {
             |_| {
                 remembered("tcp6-ends", &ends_of(10));
                 assert_eq!(read_some(11, 3), b"six");
+            },
+        ),
+        Case::new(
+            "tcp-urgent",
+            || {
+                // 10 and 11: bytes on both sides of the mark. 12 and 13: the mark in front. 14 and 15: in line. 16 and 17: the byte has
+                // been received. 18 and 19: in line and in front. 20 and 21: the byte alone.
+                for (at, before, behind) in
+                    [(10, &b"front"[..], &b"behind"[..]), (12, b"", b"behind"), (14, b"front", b"behind"), (16, b"front", b"behind"),
+                     (18, b"", b"behind"), (20, b"", b"")]
+                {
+                    let (client, server) = tcp_pair("127.0.0.1:0");
+                    put(client, at);
+                    put(server, at + 1);
+                    if at == 14 || at == 18 {
+                        set_option(at + 1, libc::SOL_SOCKET, libc::SO_OOBINLINE, 1);
+                    }
+                    write_all(at, before);
+                    assert_eq!(unsafe { libc::send(at, b"!".as_ptr().cast(), 1, libc::MSG_OOB) }, 1);
+                    write_all(at, behind);
+                }
+                assert_eq!(urgent(17).as_deref(), Some(&b"!"[..]));
+            },
+            |_| {
+                for (at, before, byte, behind) in [
+                    (10, &b"front"[..], Some(&b"!"[..]), &b"behind"[..]),
+                    (12, b"", Some(b"!"), b"behind"),
+                    (14, b"front", None, b"!behind"),
+                    (16, b"front", None, b"behind"),
+                    (18, b"", None, b"!behind"),
+                    (20, b"", Some(b"!"), b""),
+                ] {
+                    assert_eq!(at_mark(at + 1), before.is_empty());
+                    if !before.is_empty() {
+                        // A read ends at the mark.
+                        assert_eq!(read_once(at + 1).expect("read"), before);
+                    }
+                    assert!(at_mark(at + 1));
+                    assert_eq!(urgent(at + 1).as_deref(), byte);
+                    write_all(at, b"...");
+                    assert_eq!(read_some(at + 1, behind.len() + 3), [behind, &b"..."[..]].concat());
+                    assert!(!at_mark(at + 1));
+                }
             },
         ),
         Case::new(
