@@ -55,17 +55,22 @@ impl Endpoint {
 
     /// As a socket address of `family` (an IPv4 address can be one of either).
     pub fn address(&self, family: i32) -> alloc::vec::Vec<u8> {
-        let mut out = alloc::vec::Vec::with_capacity(28);
-        out.extend_from_slice(&(family as u16).to_ne_bytes());
-        out.extend_from_slice(&self.port.to_be_bytes());
+        let (bytes, length) = self.raw(family);
+        bytes[..length].to_vec()
+    }
+
+    /// As [`Endpoint::address`], without an allocation: the bytes, and how many of them count.
+    pub fn raw(&self, family: i32) -> ([u8; 28], usize) {
+        let mut out = [0u8; 28];
+        out[..2].copy_from_slice(&(family as u16).to_ne_bytes());
+        out[2..4].copy_from_slice(&self.port.to_be_bytes());
         if family == libc::AF_INET {
-            out.extend_from_slice(&self.ip[12..]);
-            out.extend_from_slice(&[0; 8]);
+            out[4..8].copy_from_slice(&self.ip[12..]);
+            (out, 16)
         } else {
-            out.extend_from_slice(&[0; 4]);
-            out.extend_from_slice(&self.ip);
-            out.extend_from_slice(&self.scope.to_ne_bytes());
+            out[8..24].copy_from_slice(&self.ip);
+            out[24..].copy_from_slice(&self.scope.to_ne_bytes());
+            (out, 28)
         }
-        out
     }
 }

@@ -5,6 +5,7 @@
 use alloc::{format, string::String, vec, vec::Vec};
 
 use crate::diag::Diag;
+use crate::known;
 use crate::model::{Message, Socket, State, Tcp, Unix};
 use crate::options::SO_PEEK_OFF;
 use crate::rights;
@@ -104,6 +105,7 @@ pub type Name<'a> = &'a mut dyn FnMut(Owned) -> core::result::Result<u32, Refusa
 /// # Errors
 /// Bytes that cannot be taken without receiving them, in words.
 pub fn fill(fd: i32, s: &mut Socket, diag: &Diag, name: Name<'_>) -> core::result::Result<(), Refusal> {
+    s.known = known::of(fd).map(|known| (known.local.clone(), known.peer.clone()));
     s.options = diag.options(fd, s);
     if let Some(size) = s.widened.take() {
         // The program's own.
@@ -479,7 +481,8 @@ pub(crate) fn receive(fd: i32, out: &mut [u8], flags: i32) -> sys::Result<usize>
 fn stream(fd: i32, s: &mut Socket, diag: &Diag) -> core::result::Result<(), Refusal> {
     let Some(tcp) = s.tcp else { return Ok(()) };
     let plain = sys::ioctl_get::<i32>(fd, libc::FIONREAD).unwrap_or(0).max(0) as usize;
-    if plain == 0 && sys::poll_now(fd, libc::POLLIN | libc::POLLPRI).unwrap_or(0) & (libc::POLLIN | libc::POLLPRI) == 0 {
+    if plain == 0 && sys::poll_now(fd, libc::POLLIN | libc::POLLPRI).unwrap_or(0) & (libc::POLLIN | libc::POLLPRI) == 0
+    {
         return Ok(());
     }
     let known = diag.tcp(&s.local, &s.peer).map_err(|e| failed("sock_diag", e))?;

@@ -10,6 +10,7 @@ pub mod address;
 mod arch;
 mod capture;
 pub mod diag;
+pub mod known;
 pub mod model;
 mod multicast;
 pub mod options;

@@ -19,6 +19,8 @@ pub struct Socket {
     pub local: Vec<u8>,
     /// getpeername(2); empty: not connected.
     pub peer: Vec<u8>,
+    /// What the program takes for `local` and `peer`, if that is something else (see [`crate::known`]).
+    pub known: Option<(Vec<u8>, Vec<u8>)>,
     /// Where in its life it is.
     pub state: State,
     /// This side has shut down writing.

@@ -8,6 +8,7 @@
 //! Rules: between [`gate::Birth::enter`] and its end the thread is not stopped and takes no signals, so the arena and the
 //! connection may be used; while the C library's own function runs, the signal mask is the program's. errno is the C
 //! library's when a wrapper returns.
+pub mod address;
 pub mod clone;
 pub mod close;
 pub mod env;

@@ -103,6 +103,7 @@ unsafe extern "C" fn constructor(_argc: c_int, _argv: *const *const c_char, envp
         let config = Config { address: address.to_string(), folder: folder.to_string(), secret };
         // SAFETY: no other thread of ours yet.
         unsafe { *CONFIG.0.get() = Some(config) };
+        follow::address::load();
         plugins::dispatch(Event::Init, 0, 0, 0)?;
         if becomes {
             plugins::dispatch(Event::Postexec, 0, 0, 0)?;

@@ -131,6 +131,9 @@ pub struct Restart {
     /// Connections whose other end is outside the computation: reset, they come back broken, or fail, they stop the restart
     #[arg(long, default_value = "reset", value_parser = ["reset", "fail"])]
     pub external: String,
+    /// What programs are told of sockets that cannot have their addresses here: the ones that they know, or the new ones
+    #[arg(long, default_value = "known", value_parser = ["known", "new"])]
+    pub addresses: String,
 }
 
 /// How checkpoints are taken.

@@ -18,6 +18,7 @@ pub fn restart(restart: args::Restart) -> Result<()> {
         map_path: restart.map_path,
         env: restart.env,
         files,
+        new_addresses: restart.addresses == "new",
         external: if restart.external == "fail" { External::Fail } else { External::Reset },
         coordinator,
         program: env::current_exe().context("cannot find the slackwater executable")?,

@@ -13,6 +13,7 @@ pub mod ipc;
 pub mod model;
 #[cfg(feature = "rebuild")]
 pub mod rebuild;
+pub use slackwater_socket::known;
 pub mod watched;
 
 pub use capture::{

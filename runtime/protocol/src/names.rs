@@ -31,6 +31,8 @@ pub const VERBS_PLUGIN: &str = "libslackwater_ib.so";
 
 /// What `restart --env` adds, in the checkpoint folder for as long as the restart lasts: NAME=VALUE, each ended by a NUL.
 pub const FILE_ENVIRONMENT: &str = "environment";
+/// File: what programs know the addresses of their sockets as, where the last restart could not give them these.
+pub const FILE_NAMES: &str = "names";
 /// File: how the last coordinator was told to work, as arguments, each ended by a NUL; a restart goes on so.
 pub const FILE_OPTIONS: &str = "options";
 /// File: the secret, 64 hexadecimal digits, mode 0600.

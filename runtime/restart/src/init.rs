@@ -106,6 +106,7 @@ impl Init<'_> {
         let options = self.object_options();
         let computation = Computation { tables: &g.tables, shared: &g.manifest.shared_descriptors, options: &options };
         let prepared = rebuild::prepare(&computation)?;
+        environment::leave_names(self.options, &prepared.known())?;
         let mut segments = ipc::make(g.ipc.iter(), &huge_segments(regions())).map_err(|e| anyhow!(e))?;
         memory.rest(regions(), &prepared, segments.segments(), self.options)?;
         for warning in prepared.warnings().iter().chain(segments.warnings()) {

@@ -49,6 +49,8 @@ pub struct Options {
     pub files: Files,
     /// Connections that lead out of the computation.
     pub external: External,
+    /// Programs are told their sockets' new addresses, where these are not the old ones.
+    pub new_addresses: bool,
     /// How the new coordinator is to work.
     pub coordinator: slackwater_coordinator::Options,
     /// The `slackwater` executable, for the coordinator.

@@ -9,6 +9,7 @@ use std::fmt;
 use std::io;
 
 use crate::address::Endpoint;
+use crate::known::{self, Known};
 use crate::model::{Message, Socket, State, Tcp};
 
 mod datagram;
@@ -43,6 +44,8 @@ pub struct Made {
     pub fds: Vec<i32>,
     /// What is not quite as it was: (which, in words).
     pub warnings: Vec<(usize, String)>,
+    /// Sockets that have other addresses than the program knows.
+    pub known: Vec<Known>,
 }
 
 type Result<T> = std::result::Result<T, RebuildError>;
@@ -141,13 +144,15 @@ pub fn all(sockets: &[&Socket], base: i32, rights: Rights<'_>) -> Result<Made> {
         .map(|s| {
             let key = (s.family, s.kind, s.protocol, s.state == State::Connected);
             let fresh = fresh.entry(key).or_insert_with(|| crate::options::fresh(s));
-            Socket { options: crate::options::complete(s, fresh), ..(*s).clone() }
+            let (local, peer) = s.known.clone().unwrap_or_else(|| (s.local.clone(), s.peer.clone()));
+            Socket { options: crate::options::complete(s, fresh), local, peer, ..(*s).clone() }
         })
         .collect();
+    // Ends are found by the kernel's addresses; then all that follows goes by the program's.
+    let peers = peers(sockets);
     let sockets: &[&Socket] = &complete.iter().collect::<Vec<_>>();
     let mut w =
         Work { sockets, base, made: vec![None; sockets.len()], warnings: Vec::new(), rights, unfilled: Vec::new() };
-    let peers = peers(sockets);
     unix::listeners(&mut w)?;
     unix::connections(&mut w, &peers)?;
     tcp::connections(&mut w, &peers)?;
@@ -168,7 +173,27 @@ pub fn all(sockets: &[&Socket], base: i32, rights: Rights<'_>) -> Result<Made> {
     for (i, s) in sockets.iter().enumerate() {
         options::last(w.made[i].unwrap_or(-1), s);
     }
-    Ok(Made { fds: w.made.into_iter().map(|fd| fd.unwrap_or(-1)).collect(), warnings: w.warnings })
+    let fds: Vec<i32> = w.made.into_iter().map(|fd| fd.unwrap_or(-1)).collect();
+    let known = fds.iter().zip(sockets).filter_map(|(&fd, s)| moved(fd, s)).collect();
+    Ok(Made { fds, warnings: w.warnings, known })
+}
+
+// What the program is to be told of a socket that is not where it was.
+fn moved(fd: i32, s: &Socket) -> Option<Known> {
+    let was = Endpoint::parse(&s.local)?;
+    let now = os::name(fd, false).ok()?;
+    let peer = os::name(fd, true).ok().filter(|_| !s.peer.is_empty());
+    let same = Endpoint::parse(&now) == Some(was)
+        && peer.as_ref().is_none_or(|peer| Endpoint::parse(peer) == Endpoint::parse(&s.peer));
+    if same || was.port == 0 {
+        return None;
+    }
+    Some(Known {
+        cookie: known::cookie(fd)?,
+        local: s.local.clone(),
+        peer: peer.map_or_else(Vec::new, |_| s.peer.clone()),
+        now,
+    })
 }
 
 // Not connected; bound perhaps. Netlink sockets, too.

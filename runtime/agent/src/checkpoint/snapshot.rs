@@ -155,6 +155,7 @@ impl Keeper {
             send(&FromProcess::Log { line: format!("restarted: {e}") })?;
         }
         crate::follow::env::change();
+        crate::follow::address::load();
         let generation = note.generation;
         self.generation = generation;
         membership::committed(generation);

@@ -15,6 +15,7 @@ pub fn all() -> Vec<Case> {
         case("environment", environment),
         case("storm", storm),
         case("nothing-stays", nothing_stays),
+        case("another-address", another_address),
     ];
     all[0].prepare = Box::new(|| family().map(drop));
     for case in &mut all {
@@ -127,6 +128,47 @@ fn environment() -> Result<()> {
     }
     let (status, _, error) = computation.run("restart", &["--env", "nothing"])?;
     ensure!(!status.success() && error.contains("NAME=VALUE"), "`--env nothing`: {status} {error}");
+    Ok(())
+}
+
+/// A host without the address that the sockets had, twice, and the first one again: the program is told what it knows, what it
+/// connects to by an old address is found, and its children are told the same. With `--addresses=new` it is told the new ones.
+fn another_address() -> Result<()> {
+    let script = "import ctypes, os, signal, socket, subprocess, sys, time\n\
+        s = socket.socket(); s.bind(('10.66.7.1', 0)); s.listen(5); u = socket.socket(type=socket.SOCK_DGRAM); u.bind(('10.66.7.1', 0))\n\
+        a = socket.create_connection(s.getsockname()); b, _ = s.accept(); a.send(b'kept')\n\
+        names = lambda: [s.getsockname(), u.getsockname(), a.getsockname(), a.getpeername(), b.getsockname(), b.getpeername()]\n\
+        was = names(); c = ctypes.CDLL(None)\n\
+        ask = 'import socket; print(socket.socket(fileno=0).getpeername())'\n\
+        while True:\n    \
+            if c.slackwater_checkpoint() != 1: os.kill(os.getpid(), signal.SIGKILL)\n    \
+            print('known' if names() == was else names()[0][0], flush=True)\n    \
+            d = socket.create_connection(s.getsockname()); e, _ = s.accept(); d.send(b'new')\n    \
+            told = subprocess.run([sys.executable, '-c', ask], stdin=a, capture_output=True, text=True).stdout.strip()\n    \
+            print('beat', b.recv(4), e.recv(3), told == str(a.getpeername()), flush=True); a.send(b'kept')\n";
+    let inside = |extra: &'static str| ["unshare", "-n", "sh", "-c", extra, "-"];
+    let with = inside("ip link set lo up && ip addr add 10.66.7.1/32 dev lo && exec \"$@\"");
+    let without = inside("ip link set lo up && exec \"$@\"");
+    let mut computation = Computation::new(Mode::Pipe)?;
+    computation.under(&with);
+    computation.launch(&["/usr/bin/python3", "-c", script].map(str::to_owned))?;
+    computation.wait_exit()?;
+    let steps: [(&[&str], &[&str], &str); 5] = [
+        (&without, &[], "known"),
+        (&without, &[], "known"),
+        (&with, &[], "known"),
+        (&without, &["--addresses=new"], "127.0.0.1"),
+        // Which is what it knows from then on.
+        (&without, &[], "127.0.0.1"),
+    ];
+    for (n, (place, options, told)) in steps.into_iter().enumerate() {
+        computation.under(place);
+        computation.restart_with(options)?;
+        let at = || format!("restart {}", n + 1);
+        computation.wait_line(told).with_context(at)?;
+        computation.wait_line("beat b'kept' b'new' True").with_context(at)?;
+        computation.wait_exit()?;
+    }
     Ok(())
 }
 

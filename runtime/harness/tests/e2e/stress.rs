@@ -1,5 +1,6 @@
 //! Connections at full speed through many checkpoints: 200 at random moments after which the program goes on, then 50 after
 //! which it is killed and restarted. The programs themselves tell what is lost, doubled or reordered.
+#![allow(clippy::print_stdout)] // Reason: the counts.
 use crate::Case;
 use anyhow::{Context as _, Result};
 use slackwater_harness::{Computation, Mode, Program};

@@ -9,6 +9,7 @@ use std::fmt;
 use std::io;
 
 use crate::model::{Kind, Open, Table};
+use slackwater_socket::known::{self, Known};
 
 mod file;
 mod group;
@@ -137,6 +138,8 @@ pub struct Prepared<'a> {
     // Program's numbers are below.
     base: i32,
     warnings: Vec<String>,
+    // Sockets that are not under the addresses that the program knows.
+    known: Vec<Known>,
 }
 
 impl Prepared<'_> {
@@ -149,6 +152,11 @@ impl Prepared<'_> {
     /// A descriptor of the new slave of the pty whose slave had this device number: for TIOCSCTTY in a session's leader.
     pub fn terminal(&self, rdev: u64) -> Option<i32> {
         self.terminals.get(&rdev).copied()
+    }
+
+    /// Sockets that have other addresses than the program knows, for [`slackwater_socket::known::load`].
+    pub fn known(&self) -> Vec<u8> {
+        known::bytes(&self.known)
     }
 
     /// What could not be made quite as it was, for people.
@@ -196,6 +204,7 @@ pub fn prepare<'a>(c: &Computation<'a>) -> Result<Prepared<'a>> {
         outside,
         base,
         warnings: Vec::new(),
+        known: Vec::new(),
     };
     file::nameless(&mut p)?;
     pipe::all(&mut p)?;

@@ -51,6 +51,7 @@ pub fn all(p: &mut Prepared<'_>) -> Result<()> {
     for (&lead, fd) in leads.iter().zip(made.fds) {
         p.made.insert(lead, fd);
     }
+    p.known = made.known;
     for (i, what) in made.warnings {
         p.warn(leads[i], what);
     }

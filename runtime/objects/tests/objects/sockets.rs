@@ -82,7 +82,12 @@ fn set_option(fd: i32, level: i32, name: i32, value: i32) {
 
 fn at_mark(fd: i32) -> bool {
     let mut mark = 0i32;
-    assert_eq!(unsafe { libc::ioctl(fd, 0x8905 /* SIOCATMARK */, &raw mut mark) }, 0);
+    assert_eq!(
+        unsafe {
+            libc::ioctl(fd, 0x8905 /* SIOCATMARK */, &raw mut mark)
+        },
+        0
+    );
     mark != 0
 }
 
@@ -471,10 +476,14 @@ fn tcp() -> Vec<Case> {
             || {
                 // 10 and 11: bytes on both sides of the mark. 12 and 13: the mark in front. 14 and 15: in line. 16 and 17: the byte has
                 // been received. 18 and 19: in line and in front. 20 and 21: the byte alone.
-                for (at, before, behind) in
-                    [(10, &b"front"[..], &b"behind"[..]), (12, b"", b"behind"), (14, b"front", b"behind"), (16, b"front", b"behind"),
-                     (18, b"", b"behind"), (20, b"", b"")]
-                {
+                for (at, before, behind) in [
+                    (10, &b"front"[..], &b"behind"[..]),
+                    (12, b"", b"behind"),
+                    (14, b"front", b"behind"),
+                    (16, b"front", b"behind"),
+                    (18, b"", b"behind"),
+                    (20, b"", b""),
+                ] {
                     let (client, server) = tcp_pair("127.0.0.1:0");
                     put(client, at);
                     put(server, at + 1);
