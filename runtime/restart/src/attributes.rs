@@ -3,7 +3,8 @@
 use crate::{Options, sys};
 use anyhow::{Context, Result, bail};
 use slackwater_image::meta::Process;
-use std::{fs, io};
+use slackwater_objects::rebuild::in_removed_folder;
+use std::{fs, io, path::Path};
 
 /// Who we are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,10 +44,13 @@ pub fn check_credentials(p: &Process, ours: &Credentials) -> Result<()> {
     )
 }
 
-/// Sets the folder, before paths are opened relative to it.
+/// Sets the folder, before paths are opened relative to it. One that had been removed is there for the moment.
 pub fn enter_folder(p: &Process, options: &Options) -> Result<()> {
-    let cwd = options.map(&p.cwd);
-    std::env::set_current_dir(&cwd).with_context(|| {
+    let removed = p.cwd.strip_suffix(" (deleted)").filter(|_| !Path::new(&p.cwd).exists());
+    let cwd = options.map(removed.unwrap_or(&p.cwd));
+    let enter = || std::env::set_current_dir(&cwd);
+    let entered = if removed.is_some() { in_removed_folder(&cwd, enter) } else { enter() };
+    entered.with_context(|| {
         format!(
             "process {}: its current folder {} cannot be entered; make it, or name another with --map-path OLD=NEW",
             p.pid,

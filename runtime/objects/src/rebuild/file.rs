@@ -1,6 +1,7 @@
 //! Files: those with a name are opened again, those without are made again from the image.
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use super::{Files, Id, Prepared, RebuildError, Result, os};
@@ -166,18 +167,15 @@ pub fn named(p: &mut Prepared<'_>, id: Id, file: &File, flags: i32) -> Result<i3
 pub fn directory(p: &mut Prepared<'_>, id: Id, path: &[u8], offset: i64, deleted: bool) -> Result<i32> {
     let mapped = p.options.map(path);
     let name = Path::new(std::ffi::OsStr::from_bytes(&mapped)).to_owned();
-    // Itself and what is missing above it: the removal of a whole tree may have been under way.
-    let mut made = Vec::new();
-    if deleted || temporary(&mapped) {
-        let missing: Vec<&Path> = name.ancestors().take_while(|a| !a.exists()).collect();
-        made.extend(missing.into_iter().rev().filter(|folder| make_folder(folder).is_ok()));
-    }
-    let fd = os::open(&mapped, libc::O_RDONLY | libc::O_DIRECTORY, 0);
-    if deleted {
-        for folder in made.iter().rev() {
-            std::fs::remove_dir(folder).map_err(|e| p.error(id, format!("removing {}", folder.display()), e))?;
+    let open = || os::open(&mapped, libc::O_RDONLY | libc::O_DIRECTORY, 0);
+    let fd = if deleted {
+        in_removed_folder(&name, open)
+    } else {
+        if temporary(&mapped) {
+            let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&name);
         }
-    }
+        open()
+    };
     let fd = match fd {
         Err(e) if gone(&e) && p.options.files != Files::Fail && of_a_process(&mapped).is_some() => {
             p.warn(id, format!("{} is gone: it stands for a process that has ended", show(&mapped)));
@@ -190,6 +188,31 @@ pub fn directory(p: &mut Prepared<'_>, id: Id, path: &[u8], offset: i64, deleted
         os::seek(fd, offset).map_err(|e| p.error(id, format!("setting the offset in {}", show(&mapped)), e))?;
     }
     Ok(fd)
+}
+
+/// Runs `visit` while a folder that had been removed is there, with what is missing above it: the removal of a whole tree may
+/// have been under way. Then what was made is removed again.
+///
+/// # Errors
+/// Those of `visit`, or of making the folder.
+pub fn in_removed_folder<T>(folder: &Path, visit: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    /// Another process may take the same folder away before this one is in it.
+    const TRIES: u32 = 1000;
+    let mut tries = 0;
+    loop {
+        let missing: Vec<&Path> = folder.ancestors().take_while(|a| !a.exists()).collect();
+        let made: Vec<&Path> = missing.into_iter().rev().filter(|folder| make_folder(folder).is_ok()).collect();
+        let result = visit();
+        for folder in made.into_iter().rev() {
+            // One in which another process has made a folder is that one's to remove.
+            let _ = std::fs::remove_dir(folder);
+        }
+        tries += 1;
+        match result {
+            Err(e) if gone(&e) && tries < TRIES => {}
+            result => return result,
+        }
+    }
 }
 
 /// There is no such file, or no such process.
@@ -222,13 +245,11 @@ fn temporary(path: &[u8]) -> bool {
 
 // For the user alone.
 fn make_folder(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().mode(0o700).create(path)
 }
 
 /// Makes the folders above a path, for the user alone.
 pub fn parents(path: &[u8]) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
     let path = Path::new(std::ffi::OsStr::from_bytes(path));
     path.parent().map_or(Ok(()), |folder| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder))
 }

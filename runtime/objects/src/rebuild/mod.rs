@@ -23,6 +23,7 @@ mod pipe;
 mod socket;
 mod tty;
 
+pub use file::in_removed_folder;
 pub use install::Installed;
 
 /// What is to be made.
