@@ -7,6 +7,7 @@ use crate::{
     text::{dec, hex, lines},
 };
 use alloc::{ffi::CString, format, string::String, vec::Vec};
+use core::ffi::CStr;
 use slackwater_image::meta::{Backing, FileId, Range, Region, flag};
 
 /// The mappings of this process.
@@ -83,6 +84,9 @@ fn file_id(h: &Header, last: &mut Option<FileId>) -> FileId {
         return FileId { offset: h.offset, ..f.clone() };
     }
     let (mut size, mut mtime_ns) = (0, 0);
+    let renamed = if deleted { shm_name(h) } else { None };
+    deleted &= renamed.is_none();
+    let name = renamed.as_deref().map_or(name, str::as_bytes);
     if !deleted {
         match CString::new(name).ok().and_then(|p| sys::stat(&p).ok()) {
             Some(st) => {
@@ -96,6 +100,23 @@ fn file_id(h: &Header, last: &mut Option<FileId>) -> FileId {
     let f = FileId { path, deleted, dev: h.dev, ino: h.ino, size, mtime_ns, offset: h.offset };
     *last = Some(f.clone());
     f
+}
+
+/// The name that shared memory goes by, which a mapping shows as deleted: sem_open(3) makes a semaphore under a name for the
+/// moment, maps it, and links it to its own.
+fn shm_name(h: &Header) -> Option<String> {
+    const FOLDER: &CStr = c"/dev/shm";
+    if !h.name.starts_with(b"/dev/shm/") || sys::stat(FOLDER).ok()?.st_dev != h.dev {
+        return None;
+    }
+    let mut found = None;
+    sys::each_in(FOLDER, |ino, name| {
+        if ino == h.ino {
+            found = core::str::from_utf8(name).ok().map(|name| format!("/dev/shm/{name}"));
+        }
+    })
+    .ok()?;
+    found
 }
 
 /// Is this mapping a piece of the verbs driver's user-space queue memory? It belongs to a device that will not exist after a

@@ -153,15 +153,25 @@ pub fn fstat(fd: i32) -> Result<libc::stat> {
 
 /// The numeric names in a folder of /proc (`/proc/self/task`, `/proc/self/fd`), but for `.` and `..`.
 pub fn numbers_in(path: &CStr) -> Result<Vec<i32>> {
-    let fd = open(path, libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
     let mut out = Vec::new();
+    let own = each_in(path, |_, name| {
+        if let Some(v) = core::str::from_utf8(name).ok().and_then(|s| s.parse().ok()) {
+            out.push(v);
+        }
+    })?;
+    out.retain(|&x| x != own || !path.to_bytes().ends_with(b"/fd"));
+    Ok(out)
+}
+
+/// Inode and name of each entry of a folder; the descriptor by which it was read, closed by now.
+pub fn each_in(path: &CStr, mut entry: impl FnMut(u64, &[u8])) -> Result<i32> {
+    let fd = open(path, libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
     let mut buf = [0u8; 8192];
     loop {
         // SAFETY: buf is writable for its length.
         let n = unsafe { sc!(getdents64, fd.0, buf.as_mut_ptr(), buf.len()) }?;
         if n == 0 {
-            out.retain(|&x| x != fd.0 || !path.to_bytes().ends_with(b"/fd"));
-            return Ok(out);
+            return Ok(fd.0);
         }
         let mut at = 0;
         while at < n {
@@ -169,9 +179,7 @@ pub fn numbers_in(path: &CStr) -> Result<Vec<i32>> {
             let reclen = usize::from(u16::from_ne_bytes([buf[at + 16], buf[at + 17]]));
             let name = &buf[at + 19..at + reclen];
             let name = &name[..name.iter().position(|&c| c == 0).unwrap_or(name.len())];
-            if let Some(v) = core::str::from_utf8(name).ok().and_then(|s| s.parse().ok()) {
-                out.push(v);
-            }
+            entry(buf[at..at + 8].try_into().map_or(0, u64::from_ne_bytes), name);
             at += reclen;
         }
     }

@@ -112,6 +112,10 @@ int main(void) {
         }
         CHECK(*first == n, "the ring's two ends differ");
         CHECK(sem_trywait(semaphore) == -1 && errno == EAGAIN, "the semaphore counts too much");
+        // Who opens it by its name has the same one.
+        sem_t *again = sem_open(name[2], 0);
+        CHECK(again != SEM_FAILED && sem_post(again) == 0 && sem_close(again) == 0, "sem_open");
+        CHECK(sem_trywait(semaphore) == 0, "the name is another semaphore's");
         pthread_mutex_unlock(&board->lock);
         struct stat st;
         with = shm_open(name[0], O_RDWR, 0);
