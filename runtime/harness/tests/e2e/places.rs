@@ -16,6 +16,8 @@ pub fn all() -> Vec<Case> {
         case("storm", storm),
         case("nothing-stays", nothing_stays),
         case("another-address", another_address),
+        case("no-object-stays", no_object_stays),
+        case("strangers-segment", strangers_segment),
     ];
     all[0].prepare = Box::new(|| family().map(drop));
     for case in &mut all {
@@ -281,4 +283,126 @@ fn nothing_stays() -> Result<()> {
     ensure!(status.success(), "kill: {error}");
     computation.wait_exit()?;
     clean(&computation, "after a checkpoint that failed")
+}
+
+/// Makes one of each object that has a name of its own, and says by which key; SIGUSR1 makes it a process that no checkpoint takes.
+const OBJECTS: &str = "import ctypes, mmap, os, signal, time\n\
+    libc = ctypes.CDLL(None)\n\
+    key = 0x5c000000 | os.getpid()\n\
+    ids = [libc.shmget(key, 4096, 0o1600), libc.semget(key, 1, 0o1600), libc.msgget(key, 0o1600)]\n\
+    libc.shmat.restype = ctypes.c_void_p\n\
+    assert min(ids) >= 0 and libc.shmat(ids[0], None, 0) > 0\n\
+    name = f'/dev/shm/sw-objects-{key}'\n\
+    fd = os.open(name, os.O_CREAT | os.O_RDWR)\n\
+    os.ftruncate(fd, 4096)\n\
+    memory = mmap.mmap(fd, 4096)\n\
+    context = ctypes.c_ulong(0)\n\
+    signal.signal(signal.SIGUSR1, lambda *_: libc.syscall(206, 1, ctypes.byref(context)))\n\
+    print('key', key, flush=True)\n\
+    while not os.path.exists(os.environ['SW_STOP']):\n    print('beat', bool(context.value), flush=True)\n    time.sleep(0.02)\n\
+    libc.shmctl(ids[0], 0, None), libc.semctl(ids[1], 0, 0), libc.msgctl(ids[2], 0, None), os.unlink(name)\n\
+    print('PASS', flush=True)\n";
+
+/// How many System V objects on this host have this key.
+fn with_key(key: &str) -> Result<usize> {
+    let mut count = 0;
+    for kind in ["shm", "sem", "msg"] {
+        let text = fs::read_to_string(format!("/proc/sysvipc/{kind}"))?;
+        count += text.lines().filter(|line| line.split_whitespace().next() == Some(key)).count();
+    }
+    Ok(count)
+}
+
+/// What the runtime itself gives names to for a moment: files in /dev/shm and /tmp, and abstract sockets.
+fn named_by_us() -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for (folder, start) in [("/dev/shm", ".slackwater-"), ("/tmp", ".slackwater-")] {
+        let names = fs::read_dir(folder)?.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+        // The doctor's trial has a folder for as long as it runs.
+        found.extend(names.filter(|name| name.starts_with(start) && !name.contains("doctor")));
+    }
+    let sockets = fs::read_to_string("/proc/net/unix")?;
+    let names = sockets.lines().filter_map(|line| line.rsplit(' ').next());
+    found.extend(names.filter(|name| name.starts_with("@slackwater-queue-")).map(str::to_owned));
+    Ok(found)
+}
+
+/// Nothing stays that is there now and was not `before`: other computations may have such names, but each for a moment.
+fn no_names_stay(before: &[String], when: &str) -> Result<()> {
+    let (since, mut left) = (Instant::now(), named_by_us()?);
+    left.retain(|name| !before.contains(name));
+    while !left.is_empty() {
+        ensure!(since.elapsed() < patience(), "{when}: still there: {left:?}");
+        let now = named_by_us()?;
+        left.retain(|name| now.contains(name));
+    }
+    Ok(())
+}
+
+/// System V objects, names in /dev/shm and sockets: a restart has its own, which end with it; and the runtime leaves none.
+fn no_object_stays() -> Result<()> {
+    let before = named_by_us()?;
+    let mut computation = Computation::new(Mode::Pipe)?;
+    computation.launch(&["python3", "-c", OBJECTS].map(str::to_owned))?;
+    let key = computation.wait_line("key ")?.trim_start_matches("key ").to_owned();
+    computation.wait_line("beat")?;
+    ensure!(with_key(&key)? == 3, "{} objects have key {key}", with_key(&key)?);
+    computation.checkpoint(&[])?;
+    no_names_stay(&before, "after a checkpoint")?;
+    computation.sigkill_all()?;
+    // These are the killed program's, and would stay natively, too.
+    let number = format!("{:#x}", key.parse::<u32>()?);
+    let removed = Command::new("ipcrm").args(["-M", &number, "-S", &number, "-Q", &number]).status()?;
+    ensure!(removed.success() && with_key(&key)? == 0, "ipcrm: {removed}");
+
+    computation.restart(None)?;
+    computation.wait_line("beat False")?;
+    ensure!(with_key(&key)? == 0, "a restart made its objects outside of its namespace");
+    let tree = slackwater_harness::tree(computation.pid()?);
+    let program = tree.last().context("no program")?;
+    ensure!(Command::new("kill").args(["-USR1", &program.to_string()]).status()?.success(), "kill -USR1 {program}");
+    computation.wait_line("beat True")?;
+    let (status, _, error) = computation.run("checkpoint", &[])?;
+    ensure!(!status.success() && error.contains("AIO"), "with an AIO context: {status} {error}");
+    no_names_stay(&before, "after a checkpoint that failed")?;
+    let (status, _, error) = computation.run("kill", &[])?;
+    ensure!(status.success(), "kill: {error}");
+    computation.wait_exit()?;
+    clean(&computation, "after `kill`")?;
+    no_names_stay(&before, "after `kill`")?;
+
+    // The program's own end takes its objects away.
+    computation.restart(None)?;
+    computation.wait_line("beat")?;
+    computation.finish()?;
+    clean(&computation, "after its end")?;
+    no_names_stay(&before, "after its end")?;
+    ensure!(with_key(&key)? == 0, "objects of key {key} are left");
+    let name = format!("/dev/shm/sw-objects-{key}");
+    ensure!(!Path::new(&name).exists(), "{name} is left");
+    Ok(())
+}
+
+/// A segment of the same user's that nobody may attach, made by somebody outside, is no hindrance.
+fn strangers_segment() -> Result<()> {
+    let mut computation = Computation::new(Mode::User)?;
+    let script = "while ! [ -e $SW_STOP ]; do echo beat; sleep 0.05; done; echo PASS";
+    computation.launch(&["/bin/sh", "-c", script].map(str::to_owned))?;
+    computation.wait_line("beat")?;
+    let mut make = Command::new("setpriv");
+    make.args(["--reuid=65534", "--regid=65534", "--clear-groups", "ipcmk", "--shmem", "4096", "--mode", "0"]);
+    let made = make.output().context("setpriv ipcmk")?;
+    let said = String::from_utf8_lossy(&made.stdout).into_owned();
+    let id = said.split_whitespace().last().filter(|_| made.status.success()).context("ipcmk")?.to_owned();
+    let mut cycles = || -> Result<()> {
+        for _ in 0..2 {
+            computation.cycle()?;
+            computation.wait_line("beat")?;
+        }
+        computation.finish()
+    };
+    let result = cycles();
+    let removed = Command::new("ipcrm").args(["--shmem-id", &id]).status()?;
+    ensure!(removed.success(), "ipcrm: segment {id} is gone");
+    result
 }
