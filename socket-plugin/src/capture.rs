@@ -6,7 +6,7 @@ use alloc::{format, string::String, vec, vec::Vec};
 
 use crate::diag::Diag;
 use crate::known;
-use crate::model::{Message, Socket, State, Tcp, Unix};
+use crate::model::{Credentials, Message, Socket, State, Tcp, Unix};
 use crate::options::SO_PEEK_OFF;
 use crate::rights;
 use crate::sys::{self, Errno, Owned};
@@ -86,7 +86,7 @@ pub fn describe(fd: i32, s: &mut Socket, diag: &Diag) -> Result<()> {
     match s.family {
         libc::AF_UNIX => unix(fd, s, diag)?,
         libc::AF_NETLINK => {}
-        _ if s.kind == libc::SOCK_STREAM => tcp(fd, s)?,
+        _ if s.kind == libc::SOCK_STREAM => tcp(fd, s, diag)?,
         _ => {
             if !s.peer.is_empty() {
                 s.state = State::Connected;
@@ -240,7 +240,7 @@ fn shut(fd: i32) -> (bool, bool) {
     (revents & libc::POLLRDHUP != 0, revents & libc::POLLERR != 0)
 }
 
-fn tcp(fd: i32, s: &mut Socket) -> Result<()> {
+fn tcp(fd: i32, s: &mut Socket, diag: &Diag) -> Result<()> {
     let info = sys::getsockopt_bytes(fd, libc::IPPROTO_TCP, 11, 512).map_err(|e| failed("getsockopt(TCP_INFO)", e))?;
     let state = info.first().copied().unwrap_or(7);
     let (written, arrived) = crate::tcp_counters(&info);
@@ -251,7 +251,11 @@ fn tcp(fd: i32, s: &mut Socket) -> Result<()> {
     s.state = match state {
         // Of a listening socket, tcpi_sacked (offset 28) is the backlog.
         10 => State::Listening { backlog: i32::from_ne_bytes([info[28], info[29], info[30], info[31]]) },
-        2 => State::Connecting,
+        2 => {
+            // getpeername(2) does not tell yet.
+            s.peer = diag.connecting(s.family, &s.local, s.ino).map_err(|e| failed("sock_diag", e))?;
+            State::Connecting
+        }
         // A fresh socket hangs up too, but has not shut down reading.
         7 if !shut_read && !error => State::Idle,
         7 => State::Ended { error },
@@ -283,6 +287,9 @@ fn unix(fd: i32, s: &mut Socket, diag: &Diag) -> Result<()> {
         1 => State::Connected,
         _ => State::Idle,
     };
+    unix.credentials = sys::getsockopt_bytes(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, 12)
+        .ok()
+        .and_then(|bytes| Credentials::parse(&bytes));
     unix.pending = facts.pending.into_iter().map(u64::from).collect();
     // A path name: does the file with which it was bound still go by it?
     let path = s.local.get(2..).unwrap_or(&[]);
@@ -434,6 +441,7 @@ fn peek_all(fd: i32, stream: bool, name: Name<'_>) -> core::result::Result<Vec<M
         }
         let mut boundary = 0;
         let mut names = Vec::new();
+        let mut credentials = None;
         if seen.cut {
             back_to(passed)?;
             let again = rights::peek(fd, &mut buffer, rights::ROOM, flags).map_err(moved)?;
@@ -445,6 +453,7 @@ fn peek_all(fd: i32, stream: bool, name: Name<'_>) -> core::result::Result<Vec<M
                     "descriptors (SCM_RIGHTS) are under way in this Unix socket, and the limit of open files leaves no room to look at them",
                 ));
             }
+            credentials = again.credentials;
             if stream && !again.descriptors.is_empty() {
                 back_to(passed)?;
                 boundary = rights::before(fd, &mut buffer[..seen.length]).map_err(moved)?;
@@ -459,14 +468,16 @@ fn peek_all(fd: i32, stream: bool, name: Name<'_>) -> core::result::Result<Vec<M
         if !first.is_empty() || stream && names.is_empty() {
             let data = if names.is_empty() { second } else { first };
             match out.last_mut() {
-                Some(last) if stream && last.rights.is_empty() => last.data.extend_from_slice(data),
-                _ => out.push(Message { data: data.to_vec(), ..Message::default() }),
+                Some(last) if stream && last.rights.is_empty() && last.credentials == credentials => {
+                    last.data.extend_from_slice(data);
+                }
+                _ => out.push(Message { data: data.to_vec(), credentials, ..Message::default() }),
             }
             if names.is_empty() {
                 continue;
             }
         }
-        out.push(Message { data: second.to_vec(), from: seen.from, rights: names });
+        out.push(Message { data: second.to_vec(), from: seen.from, rights: names, credentials });
     }
     Ok(out)
 }

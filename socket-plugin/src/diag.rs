@@ -197,6 +197,19 @@ impl Diag {
         Ok(all.iter().find(|(l, p, _)| same(l, &local) && same(p, &peer)).map(|(.., unread)| *unread))
     }
 
+    /// Where the socket of this inode is connecting to (SYN sent), in the form of its family; empty: nowhere.
+    pub fn connecting(&self, family: i32, local: &[u8], ino: u64) -> Result<Vec<u8>> {
+        let mut to = Vec::new();
+        let port = Endpoint::parse(local).map_or(0, |local| local.port);
+        // TCP_SYN_SENT 2.
+        self.dump(1 << 2, port, |message| {
+            if u64::from(u32_at(message, 68)) == ino & u64::from(u32::MAX) {
+                to = endpoint(message, 6, 24).address(family);
+            }
+        })?;
+        Ok(to)
+    }
+
     /// Ends what is left of connections from this local port that no program holds any more. Needs CAP_NET_ADMIN; without it
     /// nothing happens.
     pub fn forget_port(&self, port: u16) -> Result<()> {

@@ -69,8 +69,29 @@ pub struct Message {
     pub data: Vec<u8>,
     /// Sender's address, of datagrams.
     pub from: Vec<u8>,
+    /// Who sent it (SCM_CREDENTIALS), if the receiver asks for that (SO_PASSCRED).
+    pub credentials: Option<Credentials>,
     /// Descriptors that are under way with it (SCM_RIGHTS of unix(7)), as the capture's caller names them.
     pub rights: Vec<u32>,
+}
+
+/// `struct ucred` of unix(7).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    /// Process, in the pid namespace of the computation.
+    pub pid: i32,
+    /// Effective user.
+    pub uid: u32,
+    /// Effective group.
+    pub gid: u32,
+}
+
+impl Credentials {
+    /// Out of a `struct ucred`; None: nobody, as the kernel has it of what it does not know.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        Some(Self { pid: word(0)? as i32, uid: word(4)?, gid: word(8)? }).filter(|who| who.pid > 0)
+    }
 }
 
 /// Unix sockets.
@@ -84,6 +105,8 @@ pub struct Unix {
     pub linked: bool,
     /// Working directory, if the name is a relative path.
     pub cwd: Vec<u8>,
+    /// SO_PEERCRED: who made the connection, or listened, at the other end; of a listening socket, who listens.
+    pub credentials: Option<Credentials>,
 }
 
 /// TCP sockets.

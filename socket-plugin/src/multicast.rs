@@ -9,9 +9,16 @@ use crate::sys;
 
 /// Joins a group: (interface, padding, address of the group in 128 bytes).
 pub const MCAST_JOIN_GROUP: i32 = 42;
-const MCAST_MSFILTER: i32 = 48;
+/// Sets, or tells, the sources of a membership.
+pub const MCAST_MSFILTER: i32 = 48;
+const MCAST_EXCLUDE: u32 = 0;
+/// Size of a `struct group_req`.
+pub const PLAIN: usize = 136;
+// struct sockaddr_storage.
+const SOURCE: usize = 128;
 
-/// The memberships of a socket of this family, each as a `struct group_req`.
+/// The memberships of a socket of this family: each as a `struct group_req`, or, where it has sources of its own, as a `struct
+/// group_filter`.
 pub fn memberships(fd: i32, family: i32) -> Vec<Vec<u8>> {
     let four = sys::read_file(b"/proc/self/net/igmp").map(|text| of_four(&text)).unwrap_or_default();
     // An IPv6 socket may be a member of IPv4 groups, too.
@@ -20,14 +27,24 @@ pub fn memberships(fd: i32, family: i32) -> Vec<Vec<u8>> {
         _ => Vec::new(),
     };
     let all = four.into_iter().map(|g| (libc::IPPROTO_IP, g)).chain(six.into_iter().map(|g| (libc::IPPROTO_IPV6, g)));
-    all.filter(|(level, group)| {
-        // struct group_filter begins as struct group_req does; its mode and its number of sources follow.
-        let mut filter = vec![0u8; 144];
-        filter[..136].copy_from_slice(group);
-        sys::getsockopt_into(fd, *level, MCAST_MSFILTER, &mut filter).is_ok()
-    })
-    .map(|(_, group)| group)
-    .collect()
+    all.filter_map(|(level, group)| filter(fd, level, group)).collect()
+}
+
+// struct group_filter begins as struct group_req does; its mode, its number of sources, and they themselves follow.
+fn filter(fd: i32, level: i32, group: Vec<u8>) -> Option<Vec<u8>> {
+    let ask = |sources: usize| {
+        let mut filter = vec![0u8; PLAIN + 8 + sources * SOURCE];
+        filter[..PLAIN].copy_from_slice(&group);
+        filter[PLAIN + 4..PLAIN + 8].copy_from_slice(&(sources as u32).to_ne_bytes());
+        sys::getsockopt_into(fd, level, MCAST_MSFILTER, &mut filter).is_ok().then_some(filter)
+    };
+    let word = |filter: &[u8], at: usize| {
+        filter.get(at..at + 4).map_or(0, |b| u32::from_ne_bytes(b.try_into().unwrap_or_default()))
+    };
+    let first = ask(0)?;
+    let sources = word(&first, PLAIN + 4);
+    // All sources but none: what a plain membership is.
+    if word(&first, PLAIN) == MCAST_EXCLUDE && sources == 0 { Some(group) } else { ask(sources as usize) }
 }
 
 /// IPPROTO_IP or IPPROTO_IPV6, for a `struct group_req`.

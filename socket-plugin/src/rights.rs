@@ -4,10 +4,12 @@
 #![allow(unsafe_code)] // Reason: recvmsg, and ancillary data.
 use alloc::{vec, vec::Vec};
 
+use crate::model::Credentials;
 use crate::sys::{self, Errno, Owned, Result};
 
 const MSG_CTRUNC: i32 = 8;
 const SCM_RIGHTS: i32 = 1;
+const SCM_CREDENTIALS: i32 = 2;
 /// Room for all that may come: 253 descriptors (SCM_MAX_FD), credentials, a label, time stamps.
 pub const ROOM: usize = 4096;
 
@@ -22,6 +24,8 @@ pub struct Peeked {
     pub cut: bool,
     /// Copies of the descriptors under way.
     pub descriptors: Vec<Owned>,
+    /// The sender.
+    pub credentials: Option<Credentials>,
 }
 
 /// Of a run of stream bytes whose last message has descriptors: how many are before that message. `run` is as long as the run.
@@ -91,6 +95,9 @@ pub fn peek(fd: i32, buffer: &mut [u8], room: usize, flags: i32) -> Result<Peeke
         }
         if (int(at + 8), int(at + 12)) == (libc::SOL_SOCKET, SCM_RIGHTS) {
             out.descriptors.extend((at + 16..(at + length).min(bytes.len())).step_by(4).map(|at| Owned(int(at))));
+        }
+        if (int(at + 8), int(at + 12)) == (libc::SOL_SOCKET, SCM_CREDENTIALS) {
+            out.credentials = Credentials::parse(bytes.get(at + 16..).unwrap_or(&[]));
         }
         at += length.next_multiple_of(8);
     }

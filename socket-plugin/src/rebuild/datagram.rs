@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::identity::by;
 use super::unix::named;
 use super::{Peers, Result, Work, options, os, tcp};
 use crate::address::Endpoint;
@@ -26,7 +27,8 @@ pub fn unix(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
             && !named(&w.sockets[j].local)
             && w.made[j].is_none()
         {
-            let (a, b) = os::pair(s.kind, w.base).map_err(|e| fail(w, i, e))?;
+            let who = s.unix.as_ref().and_then(|unix| unix.credentials);
+            let (a, b) = by(who, || os::pair(s.kind, w.base)).map_err(|e| fail(w, i, e))?;
             options::first(a, s);
             options::first(b, w.sockets[j]);
             (w.made[i], w.made[j]) = (Some(a), Some(b));
@@ -105,11 +107,11 @@ pub fn unix_queues(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
 }
 
 fn send(fd: i32, m: &Message, to: &[u8], rights: &[i32]) -> io::Result<()> {
-    match os::send_with(fd, &m.data, to, rights) {
+    match by(m.credentials, || os::send_with(fd, &m.data, to, rights)) {
         Err(e) if matches!(e.raw_os_error(), Some(libc::EMSGSIZE | libc::EAGAIN)) => {
             let now = crate::sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap_or(0);
             options::grow(fd, libc::SO_SNDBUF, now + m.data.len() as i32);
-            os::send_with(fd, &m.data, to, rights).map(|_| ())
+            by(m.credentials, || os::send_with(fd, &m.data, to, rights)).map(|_| ())
         }
         other => other.map(|_| ()),
     }

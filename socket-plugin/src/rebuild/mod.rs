@@ -13,6 +13,7 @@ use crate::known::{self, Known};
 use crate::model::{Message, Socket, State, Tcp};
 
 mod datagram;
+mod identity;
 mod options;
 mod os;
 mod tcp;

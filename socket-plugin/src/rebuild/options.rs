@@ -1,6 +1,6 @@
 //! Setting options again: only what differs from what the new socket has by itself.
 use crate::model::Socket;
-use crate::multicast::MCAST_JOIN_GROUP;
+use crate::multicast::{self, MCAST_JOIN_GROUP};
 use crate::options::{SO_BUF_LOCK, SO_LINGER, SO_PEEK_OFF, SO_RCVBUF, SO_RCVLOWAT, SO_REUSEADDR, SO_SNDBUF, int};
 use crate::sys;
 
@@ -40,10 +40,16 @@ pub fn first(fd: i32, s: &Socket) {
 
 // On the old interface, or, where that is none, on the one that the kernel would take.
 fn join(fd: i32, level: i32, group: &[u8]) {
-    if sys::setsockopt_bytes(fd, level, MCAST_JOIN_GROUP, group).is_err() {
-        let mut any = group.to_vec();
-        any[..4].fill(0);
-        let _ = sys::setsockopt_bytes(fd, level, MCAST_JOIN_GROUP, &any);
+    let mut any = group.to_vec();
+    any[..4].fill(0);
+    for group in [group, &any] {
+        let plain = &group[..group.len().min(multicast::PLAIN)];
+        if sys::setsockopt_bytes(fd, level, MCAST_JOIN_GROUP, plain).is_ok() {
+            if group.len() > multicast::PLAIN {
+                let _ = sys::setsockopt_bytes(fd, level, multicast::MCAST_MSFILTER, group);
+            }
+            return;
+        }
     }
 }
 

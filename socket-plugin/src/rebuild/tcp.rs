@@ -82,7 +82,9 @@ pub fn connections(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
         }
     }
     let mut listeners: HashMap<Vec<u8>, i32> = HashMap::new();
-    for i in 0..w.sockets.len() {
+    // Those without an end here first: while somebody listens at a port, nobody else is bound to it.
+    let (pairs, alone): (Vec<_>, Vec<_>) = (0..w.sockets.len()).partition(|&i| peers.of[i].is_some());
+    for i in alone.into_iter().chain(pairs) {
         let s = w.sockets[i];
         let Some(tcp) = s.tcp else { continue };
         if w.made[i].is_some() {
@@ -112,8 +114,10 @@ pub fn connections(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
                 let a = broken(w, i, peers.outside[i] || s.state == State::Ended { error: true })?;
                 w.made[i] = Some(a);
             }
+            // To a listener of the computation: see `pending`.
+            (State::Connecting, _) if connects_inside(w.sockets, s) => {}
             (State::Connecting, _) => {
-                // What it was connecting to is not known to the program either, before it succeeds: it fails.
+                // To the outside: it fails.
                 let fd = os::socket(s.family, s.kind, s.protocol, w.base).map_err(|e| fail(w, e))?;
                 options::first(fd, s);
                 let _ = bind(w, i, fd, &s.local);
@@ -366,11 +370,14 @@ pub fn listeners(w: &mut Work<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Clients whose connection waits to be accepted by a listener of the computation.
+/// Clients whose connection waits to be accepted by a listener of the computation, or to be made to it: those that have one first,
+/// for they fill its backlog.
 pub fn pending(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
-    for i in 0..w.sockets.len() {
+    let (made, wanted): (Vec<_>, Vec<_>) = (0..w.sockets.len()).partition(|&i| w.sockets[i].state == State::Connected);
+    for i in made.into_iter().chain(wanted) {
         let s = w.sockets[i];
-        if s.tcp.is_none() || s.state != State::Connected || w.made[i].is_some() || peers.outside[i] {
+        let waits = matches!(s.state, State::Connected | State::Connecting);
+        if s.tcp.is_none() || !waits || w.made[i].is_some() || peers.outside[i] {
             continue;
         }
         let fail = |w: &Work<'_>, e| w.error(i, format!("connecting {} to {} again", show(&s.local), show(&s.peer)), e);
@@ -387,13 +394,20 @@ pub fn pending(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
         options::first(fd, s);
         bind(w, i, fd, &s.local)?;
         os::connect(fd, &address).map_err(|e| fail(w, e))?;
-        os::wait(fd, libc::POLLOUT).map_err(|e| fail(w, e))?;
+        // A listener that has no room for it yet: it connects on.
+        if s.state == State::Connected {
+            os::wait(fd, libc::POLLOUT).map_err(|e| fail(w, e))?;
+        }
         if s.shut_write {
             os::shutdown(fd, libc::SHUT_WR).map_err(|e| fail(w, e))?;
         }
         w.made[i] = Some(fd);
     }
     Ok(())
+}
+
+fn connects_inside(sockets: &[&Socket], s: &Socket) -> bool {
+    Endpoint::parse(&s.peer).is_some_and(|to| sockets.iter().any(|l| listens_for(l, &to)))
 }
 
 /// An address for people.

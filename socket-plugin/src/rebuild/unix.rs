@@ -8,8 +8,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use super::identity::by;
 use super::{Peers, Result, Work, options, os};
-use crate::model::{Socket, State};
+use crate::model::{Credentials, Socket, State};
+
+const BACKLOG: i32 = 128;
+
+// SO_PEERCRED.
+fn told(s: &Socket) -> Option<Credentials> {
+    s.unix.as_ref()?.credentials
+}
 
 /// Has more than a family in its address.
 pub fn named(address: &[u8]) -> bool {
@@ -76,7 +84,7 @@ pub fn listeners(w: &mut Work<'_>) -> Result<()> {
         let fd = os::socket(s.family, s.kind, 0, w.base).map_err(|e| w.error(i, "making a Unix socket", e))?;
         options::first(fd, s);
         bind(w, i, fd)?;
-        os::listen(fd, backlog).map_err(|e| w.error(i, "listen", e))?;
+        by(told(s), || os::listen(fd, backlog)).map_err(|e| w.error(i, "listen", e))?;
         w.made[i] = Some(fd);
     }
     Ok(())
@@ -114,11 +122,11 @@ pub fn connections(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
                         }
                         Err(e) => {
                             w.warn(server, format!("{e}; the connection has no name now"));
-                            os::pair(s.kind, w.base).map_err(|e| fail(w, e))?
+                            by(told(s), || os::pair(s.kind, w.base)).map_err(|e| fail(w, e))?
                         }
                     }
                 } else {
-                    os::pair(s.kind, w.base).map_err(|e| fail(w, e))?
+                    by(told(s), || os::pair(s.kind, w.base)).map_err(|e| fail(w, e))?
                 };
                 for (fd, socket) in [(a, s), (b, other)] {
                     options::first(fd, socket);
@@ -130,7 +138,7 @@ pub fn connections(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
             // Not accepted yet: connected below. Peer outside or gone: broken, after what is unread.
             (State::Connected, None) if s.unix.as_ref().is_some_and(|u| u.peer == Some(0)) => {}
             (State::Connected | State::Ended { .. }, _) => {
-                let (a, b) = os::pair(s.kind, w.base).map_err(|e| fail(w, e))?;
+                let (a, b) = by(told(s), || os::pair(s.kind, w.base)).map_err(|e| fail(w, e))?;
                 options::first(a, s);
                 // What a peer leaves unread when it closes is an error (ECONNRESET) at this end, behind what is unread here.
                 if s.state == (State::Ended { error: true }) {
@@ -157,26 +165,35 @@ fn listener(
     server: usize,
     listeners: &mut HashMap<Vec<u8>, (i32, bool)>,
     temporary: &mut Vec<(i32, Option<PathBuf>)>,
-) -> Result<i32> {
+) -> Result<(i32, bool)> {
     let s = w.sockets[server];
-    if let Some(&(fd, _)) = listeners.get(&s.local) {
-        return Ok(fd);
+    if let Some(&(fd, own)) = listeners.get(&s.local) {
+        return Ok((fd, !own));
     }
     let fd = os::socket(libc::AF_UNIX, s.kind, 0, w.base).map_err(|e| w.error(server, "making a Unix socket", e))?;
     bind(w, server, fd)?;
-    os::listen(fd, 128).map_err(|e| w.error(server, "listen", e))?;
+    os::listen(fd, BACKLOG).map_err(|e| w.error(server, "listen", e))?;
     listeners.insert(s.local.clone(), (fd, false));
     let linked = s.unix.as_ref().is_some_and(|u| u.linked);
     temporary.push((fd, file(s).filter(|_| !linked)));
-    Ok(fd)
+    Ok((fd, true))
 }
 
 // (client, accepted)
-fn connect(w: &mut Work<'_>, client: usize, server: usize, listener: i32) -> io::Result<(i32, i32)> {
+fn connect(
+    w: &mut Work<'_>,
+    client: usize,
+    server: usize,
+    (listener, temporary): (i32, bool),
+) -> io::Result<(i32, i32)> {
     let (c, s) = (w.sockets[client], w.sockets[server]);
     let fd = os::socket(libc::AF_UNIX, c.kind, 0, w.base)?;
     bind(w, client, fd).map_err(|e| e.source)?;
-    within(s, || os::connect(fd, &s.local))?;
+    if temporary {
+        // What the client is told of who listened: the last one counts.
+        by(told(c), || os::listen(listener, BACKLOG))?;
+    }
+    by(told(s), || within(s, || os::connect(fd, &s.local)))?;
     Ok((fd, os::accept(listener, w.base)?))
 }
 
@@ -257,7 +274,7 @@ fn fill(w: &Work<'_>, peer: i32, i: usize) -> io::Result<()> {
         let mut rest = message.data.as_slice();
         let mut rights = w.rights(i, message)?;
         loop {
-            match os::send_with(peer, rest, &[], &rights) {
+            match by(message.credentials, || os::send_with(peer, rest, &[], &rights)) {
                 Ok(n) if n == rest.len() => break,
                 Ok(n) => {
                     rest = &rest[n..];

@@ -519,6 +519,41 @@ fn tcp() -> Vec<Case> {
             },
         ),
         Case::new(
+            "tcp-connecting",
+            || {
+                // A backlog of none has room for one: the others are being made until somebody accepts.
+                let listener = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) };
+                assert_eq!(unsafe { libc::listen(listener, 0) }, 0);
+                let listener = at_number(listener, 10);
+                let any = std::mem::ManuallyDrop::new(take::<TcpListener>(listener));
+                let port = any.local_addr().expect("name").port();
+                let mut to: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+                to.sin_family = libc::AF_INET as u16;
+                to.sin_port = port.to_be();
+                to.sin_addr.s_addr = u32::from(Ipv4Addr::LOCALHOST).to_be();
+                for (n, at) in (11..13).enumerate() {
+                    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK;
+                    at_number(unsafe { libc::socket(libc::AF_INET, kind, 0) }, at);
+                    assert_eq!(unsafe { libc::connect(at, (&raw const to).cast(), 16) }, -1);
+                    assert_eq!(errno(), libc::EINPROGRESS);
+                    let mut p = libc::pollfd { fd: at, events: libc::POLLOUT, revents: 0 };
+                    assert_eq!(unsafe { libc::poll(&mut p, 1, 200) }, 1 - n as i32);
+                }
+            },
+            |_| {
+                let listener: TcpListener = take(10);
+                for fd in [11, 12] {
+                    let (accepted, _) = listener.accept().expect("accept");
+                    let mut p = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+                    assert_eq!(unsafe { libc::poll(&mut p, 1, 10_000) }, 1);
+                    assert_eq!(option(fd, libc::SOL_SOCKET, libc::SO_ERROR), 0);
+                    write_all(fd, b"there");
+                    assert_eq!(read_some(accepted.as_raw_fd(), 5), b"there");
+                }
+            },
+        )
+        .privileged(),
+        Case::new(
             "tcp-dual-stack",
             || {
                 let listener = TcpListener::bind("[::]:0").expect("bind");
@@ -696,8 +731,20 @@ fn datagrams() -> Vec<Case> {
                 six.join_multicast_v6(&GROUP6, 1).expect("join");
                 put(six, 11);
                 put(UdpSocket::bind("0.0.0.0:0").expect("bind"), 12);
+                // Of one source alone (IP_ADD_SOURCE_MEMBERSHIP: group, interface, source), and of all but one (IP_BLOCK_SOURCE).
+                put(UdpSocket::bind("0.0.0.0:0").expect("bind"), 13);
+                let request = [GROUP, Ipv4Addr::LOCALHOST, Ipv4Addr::new(10, 1, 1, 1)].map(|ip| ip.octets()).concat();
+                slackwater_socket::sys::setsockopt_bytes(13, libc::IPPROTO_IP, 39, &request).expect("join");
+                let other = UdpSocket::bind("0.0.0.0:0").expect("bind");
+                other.join_multicast_v4(&GROUP, &Ipv4Addr::LOCALHOST).expect("join");
+                put(other, 14);
+                slackwater_socket::sys::setsockopt_bytes(14, libc::IPPROTO_IP, 38, &request).expect("block");
             },
             |_| {
+                // Leaving (40) or unblocking (37) a source that is not there fails.
+                let request = [GROUP, Ipv4Addr::LOCALHOST, Ipv4Addr::new(10, 1, 1, 1)].map(|ip| ip.octets()).concat();
+                slackwater_socket::sys::setsockopt_bytes(13, libc::IPPROTO_IP, 40, &request).expect("its source");
+                slackwater_socket::sys::setsockopt_bytes(14, libc::IPPROTO_IP, 37, &request).expect("its source");
                 let (four, six, none): (UdpSocket, UdpSocket, UdpSocket) = (take(10), take(11), take(12));
                 four.leave_multicast_v4(&GROUP, &Ipv4Addr::LOCALHOST).expect("a member");
                 four.leave_multicast_v4(&GROUP, &Ipv4Addr::LOCALHOST).expect_err("once");
