@@ -21,6 +21,10 @@ pub(crate) struct GidEntry {
 /// One port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PortIdent {
+    /// Its link is up.
+    pub(crate) active: bool,
+    /// InfiniBand or Ethernet, `IBV_LINK_LAYER_*`.
+    pub(crate) link_layer: u8,
     pub(crate) lid: u16,
     pub(crate) table_len: i32,
     pub(crate) gids: Vec<GidEntry>,
@@ -63,6 +67,7 @@ impl Ident {
             let mut p: ibv_port_attr = core::mem::zeroed();
             if query_port(real, i as u8 + 1, &mut p, size_of::<ibv_port_attr>()) == 0 {
                 (port.lid, port.table_len) = (p.lid, p.gid_tbl_len);
+                (port.active, port.link_layer) = (p.state == ibv_port_state::IBV_PORT_ACTIVE, p.link_layer);
             }
             if d.query_gid_table.is_none()
                 && let Some(f) = d.query_gid
@@ -89,6 +94,15 @@ impl Ident {
             }
         }
         Some(Self { node_guid: attr.node_guid, sys_guid: attr.sys_image_guid, ports })
+    }
+
+    /// How well `now` stands for this device: the same hardware before all, then ports whose links are up and alike.
+    pub(crate) fn likeness(&self, now: &Self) -> u32 {
+        let ports = self.ports.iter().zip(&now.ports).map(|(seen, now)| {
+            u32::from(now.active >= seen.active) * 4 + u32::from(now.link_layer == seen.link_layer) * 2
+                + u32::from(seen.gids.iter().all(|e| counterpart(e, now).is_some_and(|c| class(&c.gid) == class(&e.gid))))
+        });
+        u32::from(now.node_guid == self.node_guid) << 16 | ports.sum::<u32>()
     }
 
     pub(crate) fn port(&self, port: u8) -> Option<&PortIdent> {
@@ -151,5 +165,27 @@ impl PortMap {
             gids.push((r.array()?, r.array()?));
         }
         Some(Self { id, lids, gids })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(node_guid: u64, active: bool, last: u8) -> Ident {
+        let mut gid = [0; 16];
+        (gid[0], gid[15]) = (0xfd, last);
+        let gids = vec![GidEntry { gid, index: 0, kind: 2, ifindex: 1 }];
+        Ident { node_guid, sys_guid: 0, ports: vec![PortIdent { active, link_layer: 2, lid: 0, table_len: 1, gids }] }
+    }
+
+    #[test]
+    fn the_same_hardware_is_most_alike_then_a_link_that_is_up() {
+        let seen = device(1, true, 1);
+        let (same, up, down) = (device(1, false, 2), device(2, true, 3), device(3, false, 4));
+        assert!(seen.likeness(&same) > seen.likeness(&up));
+        assert!(seen.likeness(&up) > seen.likeness(&down));
+        let empty = Ident { ports: vec![PortIdent { gids: vec![], ..up.ports[0].clone() }], ..up.clone() };
+        assert!(seen.likeness(&up) > seen.likeness(&empty), "a port without a GID of the class");
     }
 }

@@ -4,10 +4,12 @@
 //! checkpoint is aimed by a clock. A pair passes when both ended with status 0 and printed no error of theirs.
 #![deny(unsafe_code)]
 
+pub mod bindings;
+pub mod devices;
 pub mod verifier;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use slackwater_harness::{Computation, Mode, in_guest, patience};
+use slackwater_harness::{Computation, Mode, patience};
 use slackwater_mpi_tests::guest::packets_sent;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -196,43 +198,6 @@ pub fn answers() -> Result<()> {
     }
     ensure!(native.len() == ours.len() && native.len() > 150, "{} answers, and {}", native.len(), ours.len());
     Ok(())
-}
-
-/// Builds the Rust client of `clients/`; where it lies. Outside of the guest, whose file system forgets it.
-///
-/// # Errors
-/// When cargo fails: it needs cmake.
-pub fn rust_client() -> Result<PathBuf> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| here.join("../target"), Into::into).join("verbs-clients");
-    if !in_guest() {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut build = Command::new(cargo);
-        build.args(["build", "--quiet", "--release", "--manifest-path"]).arg(here.join("clients/Cargo.toml"));
-        ensure!(build.env("CARGO_TARGET_DIR", &target).status()?.success(), "the Rust client does not build");
-    }
-    Ok(target.join("release/slackwater-verbs-clients").canonicalize()?)
-}
-
-/// The Rust client over soft-RoCE: checkpoint, SIGKILL, restart, twice.
-///
-/// # Errors
-/// What went wrong.
-pub fn rust() -> Result<()> {
-    let client = rust_client()?.to_string_lossy().into_owned();
-    let before = packets_sent()?;
-    let mut computation = Computation::new(Mode::Pipe)?;
-    computation.launch(&[client])?;
-    for n in 1..=2 {
-        computation.wait_line("beat").with_context(|| format!("before checkpoint {n}"))?;
-        computation.checkpoint(&[]).with_context(|| format!("checkpoint {n}"))?;
-        computation.sigkill_all()?;
-        computation.restart(None)?;
-    }
-    computation.wait_line("beat").context("after the second restart")?;
-    ensure!(packets_sent()? > before + AT_WORK, "it went over something else");
-    computation.finish()
 }
 
 fn plugin() -> Result<String> {

@@ -8,7 +8,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use slackwater_harness::in_guest;
 use slackwater_mpi_tests::guest;
 use slackwater_verbs_tests::verifier::{self, CASES};
-use slackwater_verbs_tests::{Pair, Scenario, answers, closes, hammer, loads, play, rust, rust_client};
+use slackwater_verbs_tests::{Pair, Scenario, answers, bindings, closes, devices, hammer, loads, play};
 use std::process::ExitCode;
 
 const fn pair(name: &'static str, command: &'static str) -> Pair {
@@ -59,6 +59,9 @@ const MORE: &[Pair] = &[
     ucx("ucx-get", "ucx_perftest -t ucp_get -n 100000 -f"),
 ];
 
+/// One side of a trial.
+type Play = Box<dyn FnOnce() -> anyhow::Result<()> + Send>;
+
 const SCENARIOS: [(&str, Scenario); 3] =
     [("native", Scenario::Native), ("go-on", Scenario::GoOn), ("restart", Scenario::Restart)];
 
@@ -106,13 +109,25 @@ fn main() -> ExitCode {
         Trial::test("guest::same-answers", || guest::run("inside::same-answers").map_err(fail))
     };
     trials.push(trial.with_ignored_flag(!(has_xtask || in_guest())));
-    let trial = if in_guest() {
-        Trial::test("inside::rust-client", || rust().map_err(fail))
-    } else {
-        let run = || rust_client().and_then(|_| guest::run("inside::rust-client")).map_err(fail);
-        Trial::test("guest::rust-client", run)
+    let mut full = |name: String, inside: Play, outside: Play| {
+        let trial = if in_guest() {
+            Trial::test(format!("inside::{name}"), move || inside().map_err(fail))
+        } else {
+            Trial::test(format!("guest::{name}"), move || outside().map_err(fail))
+        };
+        trials.push(trial.with_ignored_flag(level != "full" || !(has_xtask || in_guest())));
     };
-    trials.push(trial.with_ignored_flag(level != "full" || !(has_xtask || in_guest())));
+    for client in bindings::CLIENTS {
+        let (name, tour) = (format!("rust-client-{client}"), format!("rust-client-{client}-reboot"));
+        let (inside, there) = (format!("inside::{name}"), format!("inside::{tour}"));
+        let run = move || bindings::build().and_then(|_| guest::run(&inside));
+        full(name, Box::new(|| bindings::play(client)), Box::new(run));
+        full(tour, Box::new(|| bindings::travel(client)), Box::new(move || bindings::travels(&there)));
+    }
+    let suite = || guest::boot("inside::pyverbs", 1, &[], &bindings::suite()?.to_string_lossy());
+    let other = || guest::run("inside::other-devices");
+    full("other-devices".into(), Box::new(|| devices::play(&MAIN[1])), Box::new(other));
+    full("pyverbs".into(), Box::new(bindings::pyverbs), Box::new(suite));
     let cycles = if level == "full" { 100 } else { 10 };
     trials.push(Trial::test("host::loads-libibverbs-itself", || loads().map_err(fail)));
     trials.push(Trial::test("host::closes-all-descriptors", || closes().map_err(fail)));

@@ -13,7 +13,10 @@ const PACKAGES: &[(&str, &str)] = &[
     ("the build", "gcc libc6-dev lld pkg-config libclang-dev"),
     ("the guest's kernel", "make flex bison bc xz-utils busybox-static"),
     ("the guest", "iproute2 util-linux procps coreutils bash"),
-    ("verbs", "rdma-core ibverbs-providers ibverbs-utils rdmacm-utils perftest libibverbs-dev librdmacm-dev cmake"),
+    (
+        "verbs",
+        "rdma-core ibverbs-providers ibverbs-utils rdmacm-utils perftest libibverbs-dev librdmacm-dev cmake python3-pyverbs",
+    ),
     ("MPI", "openmpi-bin libopenmpi-dev mpich libmpich-dev ucx-utils libfabric-bin gfortran"),
     ("tests with other people's programs", "g++ clang libomp-dev python3 perl default-jdk-headless gdb strace tmux"),
     (
