@@ -91,6 +91,8 @@ pub(crate) fn qp_key(what: u8, id: QpId) -> [u8; 13] {
 pub(crate) struct Counts {
     /// State of the driver's QP.
     pub(crate) state: u8,
+    /// The number of the QP that it is connected to.
+    pub(crate) peer: u32,
     /// Remote operations that it permits.
     pub(crate) access: u32,
     /// Two-sided requests posted.
@@ -105,6 +107,7 @@ impl Counts {
     pub(crate) fn publish(&self, id: QpId) -> bool {
         let mut w = Writer::default();
         w.u8(self.state);
+        w.u32(self.peer);
         w.u32(self.access);
         w.u64(self.sent);
         w.u64(self.received);
@@ -114,7 +117,14 @@ impl Counts {
 
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut r = Reader(bytes);
-        Some(Self { state: r.u8()?, access: r.u32()?, sent: r.u64()?, received: r.u64()?, longest: r.u32()? })
+        Some(Self {
+            state: r.u8()?,
+            peer: r.u32()?,
+            access: r.u32()?,
+            sent: r.u64()?,
+            received: r.u64()?,
+            longest: r.u32()?,
+        })
     }
 }
 

@@ -14,7 +14,7 @@ use crate::exchange::{self, Card, Counts};
 use crate::ident::{self, Ident, PortMap};
 use crate::peers::{Directory, QpId};
 use crate::qp::{Qp, kind, state};
-use crate::settle::{self, Quiet, broken, real_state};
+use crate::settle::{self, Peer, Quiet, broken, real_state};
 use crate::srq::Srq;
 use crate::{registry, sync::Lock};
 use alloc::{collections::{BTreeMap, BTreeSet}, format, string::String, vec::Vec};
@@ -105,6 +105,7 @@ unsafe fn drain(contexts: &[*mut Context]) -> bool {
 unsafe fn counts(qp: &Qp) -> Counts {
     Counts {
         state: qp.state() as u8,
+        peer: qp.attr.dest_qp_num,
         access: qp.attr.qp_access_flags,
         sent: qp.sq.two_sided,
         received: qp.received,
@@ -232,19 +233,19 @@ unsafe fn evaluate(contexts: &[*mut Context], progress: &mut Progress) -> Result
     });
     let keys: Vec<[u8; 13]> = peers.iter().map(|p| exchange::qp_key(b'q', p.1)).collect();
     let values = exchange::ask(&keys).ok_or("the peers' counts cannot be queried")?;
-    let told: BTreeMap<*mut Qp, Counts> = peers
+    let told: BTreeMap<*mut Qp, Peer> = peers
         .iter()
         .zip(values)
-        .filter_map(|(p, v)| Some((p.0, Counts::decode(v?.as_slice())?)))
+        .map(|(p, v)| (p.0, Peer::of((*p.0).number(), v.and_then(|v| Counts::decode(&v)))))
         .collect();
     let mut all = Quiet::Yes;
     progress.told.clear();
     let mut error = None;
     let mut shared: BTreeMap<*mut Srq, (u64, u32)> = BTreeMap::new();
     each_qp(contexts, |ctx, qp| {
-        let peer = told.get(&core::ptr::from_mut(qp)).copied();
-        if let Some(peer) = peer {
-            progress.told.insert((guid(ctx), qp.number()), peer);
+        let peer = told.get(&core::ptr::from_mut(qp)).copied().unwrap_or(Peer::Stranger);
+        if let Peer::Known(counts) = peer {
+            progress.told.insert((guid(ctx), qp.number()), counts);
         }
         match settle::one(qp, peer, &mut shared, &mut progress.flushing) {
             Ok(q) => all = all.max(q),

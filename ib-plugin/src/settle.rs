@@ -28,6 +28,27 @@ pub(crate) enum Quiet {
     No,
 }
 
+/// Who is at the other end of a QP.
+#[derive(Clone, Copy)]
+pub(crate) enum Peer {
+    /// Nobody knows that port: somebody outside of the computation.
+    Stranger,
+    /// The port is one of the computation, but no QP there is connected to ours: it was destroyed, or made ready for somebody else.
+    Gone,
+    /// What it says; in ERR it says what it has received before.
+    Known(Counts),
+}
+
+impl Peer {
+    /// Of the QP that bears this number, by the record of its destination.
+    pub(crate) fn of(number: u32, record: Option<Counts>) -> Self {
+        match record {
+            Some(counts) if counts.peer == number && u32::from(counts.state) >= state::IBV_QPS_RTR => Self::Known(counts),
+            _ => Self::Gone,
+        }
+    }
+}
+
 pub(crate) unsafe fn real_state(qp: &Qp) -> ibv_qp_state::Type {
     let (mut attr, mut init): (ibv_qp_attr, ibv_qp_init_attr) = (zeroed(), zeroed());
     match driver::loaded().and_then(|d| d.query_qp) {
@@ -49,7 +70,7 @@ pub(crate) unsafe fn broken(qp: &mut Qp) {
 /// One QP: is it quiet? If not, does what brings it nearer.
 pub(crate) unsafe fn one(
     qp: &mut Qp,
-    peer: Option<Counts>,
+    peer: Peer,
     shared: &mut BTreeMap<*mut Srq, (u64, u32)>,
     flushing: &mut BTreeSet<*mut Qp>,
 ) -> Result<Quiet, String> {
@@ -69,7 +90,7 @@ pub(crate) unsafe fn one(
     } else if qp.sq.tail != 0 {
         quiet = tail(qp, peer)?;
     }
-    if let Some(peer) = peer
+    if let Peer::Known(peer) = peer
         && qp.kind != kind::IBV_QPT_UD
         && matches!(u32::from(peer.state), state::IBV_QPS_RTS | state::IBV_QPS_SQD)
         && peer.sent > qp.received
@@ -96,17 +117,26 @@ pub(crate) unsafe fn one(
 }
 
 /// A send queue that ends in unsignaled requests.
-unsafe fn tail(qp: &mut Qp, peer: Option<Counts>) -> Result<Quiet, String> {
-    let access = peer.map_or(0, |p| p.access);
+unsafe fn tail(qp: &mut Qp, peer: Peer) -> Result<Quiet, String> {
+    let mut access = REMOTE_WRITE;
     if qp.kind == kind::IBV_QPT_RC {
-        // No peer in the computation: its silence will break the QP in its own time.
-        let Some(peer) = peer else { return Ok(Quiet::No) };
-        // First by counts: a tail that ends in a message needs no marker.
-        if peer.received < qp.sq.two_sided {
-            return Ok(Quiet::No);
-        }
-        if !qp.sq.tail_open && !qp.sq.tail_answered {
-            return Ok(Quiet::Yes);
+        match peer {
+            // Its silence will break the QP in its own time.
+            Peer::Stranger => return Ok(Quiet::No),
+            // What was sent may have been answered long ago, or never will be: a marker finds out. (It breaks the QP, of which
+            // nothing can come any more.)
+            Peer::Gone => {}
+            // First by counts: a tail that ends in a message needs no marker.
+            Peer::Known(peer) => {
+                let executed = peer.received >= qp.sq.two_sided;
+                if executed && !qp.sq.tail_open && !qp.sq.tail_answered {
+                    return Ok(Quiet::Yes);
+                }
+                if !executed && u32::from(peer.state) != state::IBV_QPS_ERR {
+                    return Ok(Quiet::No);
+                }
+                access = peer.access;
+            }
         }
     }
     let op = match qp.kind {

@@ -90,6 +90,7 @@ fn defects_of_the_old_plugin() {
         ("breaks", "MOCK_BREAK=40"),
         ("flushed", "MOCK_DELAY=40"),
         ("unheard", "MOCK="),
+        ("parted", "MOCK="),
         ("sleeper", "MOCK="),
         ("identities", "MOCK_LID=5"),
         ("devices", "MOCK_DEVICES=2"),

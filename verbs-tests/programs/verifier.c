@@ -31,7 +31,7 @@
 #define OK(x) do { if (!(x)) DIE("%s, line %d, errno %m", #x, __LINE__); } while (0)
 
 enum { SEND, SEND_IMM, WRITE, WRITE_IMM, READ, ADD, SWAP, KINDS };
-enum { ENDS = 64, STUCK_MS = 60000, QKEY = 0x11111111, ALL = 15 };
+enum { ENDS = 64, STUCK_MS = 40000, QKEY = 0x11111111, ALL = 15 };
 
 static int type = IBV_QPT_RC, processes = 1, threads = 1, pairs = 2, depth = 16, every = 1, access_flags = ALL, shared_queues, events,
            lazy, extended, rnr_retry = 7, rnr_timer = 12, gid_index = 2, hammers, pace;
@@ -59,7 +59,7 @@ struct queue { /* of receives */
 struct endpoint {
   int id; struct end *mine, *other; struct ibv_qp *qp; struct ibv_ah *ah; struct ibv_mr *mr; struct queue *queue, own;
   unsigned char *out, *window; uint64_t *counters, *answers;
-  long posted, done, messages, adds, swaps, received, cursor; /* cursor: the peer's operation that the next message is looked for from */
+  long posted, done, messages, adds, swaps, received, cursor, seen; /* cursor: the peer's operation that the next message is looked for from */
   long *last_write, *expected; /* by slot: the operation whose bytes lie there; what an atomic must bring, or a read find */
 };
 struct worker {
@@ -148,7 +148,9 @@ static void connect_qp(struct endpoint *e) {
   OK(!ibv_modify_qp(e->qp, &a, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | (ud ? IBV_QP_QKEY : IBV_QP_ACCESS_FLAGS)));
   a = (struct ibv_qp_attr){.qp_state = IBV_QPS_RTR, .path_mtu = IBV_MTU_1024, .dest_qp_num = e->other->qpn, .rq_psn = 7 + (e->id ^ 1), .max_dest_rd_atomic = 4, .min_rnr_timer = rnr_timer, .ah_attr = av};
   OK(!ibv_modify_qp(e->qp, &a, IBV_QP_STATE | (ud ? 0 : IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN) | (rc ? IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER : 0)));
-  a = (struct ibv_qp_attr){.qp_state = IBV_QPS_RTS, .timeout = 14, .retry_cnt = 7, .rnr_retry = rnr_retry, .sq_psn = 7 + e->id, .max_rd_atomic = 4};
+  /* 2^19 * 4 us: where requests are sent again (a machine that stands still for longer than the time-out), rdma_rxe of Linux 6.12 now
+   * and then loses its place among atomics, natively too, and the queue pair hangs. */
+  a = (struct ibv_qp_attr){.qp_state = IBV_QPS_RTS, .timeout = 19, .retry_cnt = 7, .rnr_retry = rnr_retry, .sq_psn = 7 + e->id, .max_rd_atomic = 4};
   OK(!ibv_modify_qp(e->qp, &a, IBV_QP_STATE | IBV_QP_SQ_PSN | (rc ? IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC : 0)));
   if (ud) OK(e->ah = ibv_create_ah(pd, &av));
 }
@@ -309,7 +311,9 @@ static void work(struct worker *w) {
     /* A clock may jump, back too, where the machine is another: only small steps count. */
     clock_gettime(CLOCK_MONOTONIC, &now); long ms = (now.tv_sec - was.tv_sec) * 1000 + (now.tv_nsec - was.tv_nsec) / 1000000;
     if (ms) { was = now; ms = ms < 0 ? 0 : ms > 100 ? 100 : ms; waited += ms; idle += ms; }
-    if (any) idle = 0;
+    int stuck = 0; /* those that still have something to do and have done nothing since idle was 0 */
+    for (int i = 0; i < w->n; i++) stuck |= w->ends[i]->done == w->ends[i]->seen && !(w->ends[i]->mine->closed && w->ends[i]->done == w->ends[i]->posted);
+    if (any && !stuck) { idle = 0; for (int i = 0; i < w->n; i++) w->ends[i]->seen = w->ends[i]->done; }
     if (idle > STUCK_MS) {
       for (int i = 0; i < w->n; i++) { struct endpoint *e = w->ends[i]; printf("  endpoint %d: posted %ld done %ld (kind %d, %u bytes) messages %ld received %ld, peer's %ld (closed %ld)\n", e->id, e->posted, e->done, kind_of(e->id, e->done), length_of(e->id, e->done), e->messages, e->received, e->other->messages, (long)e->other->closed); }
       DIE("process %d, thread %d: nothing moves any more: something was lost", process, w->number);

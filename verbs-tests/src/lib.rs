@@ -4,10 +4,12 @@
 //! checkpoint is aimed by a clock. A pair passes when both ended with status 0 and printed no error of theirs.
 #![deny(unsafe_code)]
 
+mod acts;
 pub mod bindings;
 pub mod devices;
 pub mod verifier;
 
+use acts::Act;
 use anyhow::{Context as _, Result, bail, ensure};
 use slackwater_harness::{Computation, Mode, patience};
 use slackwater_mpi_tests::guest::packets_sent;
@@ -36,6 +38,8 @@ pub enum Scenario {
     GoOn,
     /// Checkpoint, SIGKILL of all, restart; and once more, so that the second is a restart of a restart.
     Restart,
+    /// Checkpoint, SIGKILL, restart on a machine with another address; there once more.
+    Move,
 }
 
 /// Packets by which a pair is known to be at work: connection set-up sends none.
@@ -57,15 +61,13 @@ fn script(pair: &Pair) -> String {
 /// # Errors
 /// What went wrong.
 pub fn play(pair: &Pair, scenario: Scenario) -> Result<()> {
+    if scenario == Scenario::Move {
+        return moves(pair);
+    }
     let mut computation =
         if scenario == Scenario::Native { Computation::native(Mode::Pipe)? } else { Computation::new(Mode::Pipe)? };
-    for (name, value) in
-        [("UCX_NET_DEVICES", "rxe0:1"), ("UCX_IB_GID_INDEX", "2"), ("UCX_TLS", "rc_verbs,ud_verbs,self")]
-    {
-        computation.env(name, value);
-    }
     let before = packets_sent()?;
-    computation.launch(&["/bin/bash".into(), "-c".into(), script(pair)])?;
+    launch(&mut computation, pair)?;
     for n in 1..=2 {
         if scenario == Scenario::Native {
             break;
@@ -77,6 +79,47 @@ pub fn play(pair: &Pair, scenario: Scenario) -> Result<()> {
             computation.restart(None)?;
         }
     }
+    verdict(&mut computation, pair)
+}
+
+fn launch(computation: &mut Computation, pair: &Pair) -> Result<()> {
+    for (name, value) in
+        [("UCX_NET_DEVICES", "rxe0:1"), ("UCX_IB_GID_INDEX", "2"), ("UCX_TLS", "rc_verbs,ud_verbs,self")]
+    {
+        computation.env(name, value);
+    }
+    computation.launch(&["/bin/bash".into(), "-c".into(), script(pair)])
+}
+
+/// From outside: the trial `name`, of [`Scenario::Move`].
+///
+/// # Errors
+/// Which machine it fails on, and what was printed there.
+pub fn travel(name: &str) -> Result<()> {
+    acts::direct(name, |_| Ok(()), |_, _| Ok(()))
+}
+
+/// One act of a pair that moves from machine to machine; [`travel`] boots them.
+fn moves(pair: &Pair) -> Result<()> {
+    let act = Act::here()?;
+    let mut computation = Computation::lasting(&act.folder, Mode::Pipe)?;
+    let before = packets_sent()?;
+    if act.number == 1 {
+        launch(&mut computation, pair)?;
+    } else {
+        computation.restart(None)?;
+    }
+    at_work(before).with_context(|| format!("machine {}", act.number))?;
+    computation.checkpoint(&[]).with_context(|| format!("checkpoint on machine {}", act.number))?;
+    computation.sigkill_all()?;
+    if !act.is_last() {
+        return Ok(());
+    }
+    computation.restart(None)?;
+    verdict(&mut computation, pair)
+}
+
+fn verdict(computation: &mut Computation, pair: &Pair) -> Result<()> {
     let line = computation.wait_line("RESULT")?;
     ensure!(line == "RESULT client 0 server 0", "{}: {line}", pair.command);
     let status = computation.wait_exit()?;

@@ -4,12 +4,13 @@
 //! has left. In each act there are checkpoints after which the program goes on, and some after which it is killed and restarted,
 //! so that every case has restarts in the same boot, in a fresh one, and of what was restarted. A moment is a number of packets
 //! that the device has sent, drawn from a seed that is printed.
+use crate::acts::{self, Act};
 use crate::compile;
 use anyhow::{Context as _, Result, bail, ensure};
 use slackwater_harness::{Computation, Mode, patience};
-use slackwater_mpi_tests::guest::{ACT, boot, packets_sent};
+use slackwater_mpi_tests::guest::packets_sent;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 /// A row of the matrix.
@@ -58,9 +59,6 @@ struct Score {
     restarts: u32,
 }
 
-/// Machines per case.
-const ACTS: u8 = 2;
-
 /// Per level. At `full`, 14 cases make 224 checkpoints and 70 restarts.
 fn score(case: &Case, full: bool) -> Score {
     if case.hold {
@@ -75,22 +73,20 @@ fn score(case: &Case, full: bool) -> Score {
 /// Packets after which a checkpoint is asked for at the latest; where receivers are slow, few are sent.
 const LATEST: [u64; 2] = [3000, 20];
 
-/// From outside: boots a machine for each act, and prints what the last one found.
+/// From outside: the trial `name`; prints what its last act found.
 ///
 /// # Errors
-/// Which act failed, and what its guest printed.
+/// As [`acts::direct`].
 pub fn direct(name: &str) -> Result<()> {
-    let folder = tempfile::Builder::new().prefix("slackwater-verifier-").tempdir()?;
-    let seed: u64 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.subsec_nanos().into();
-    compile("programs/verifier.c", &folder.path().join("verifier"), &["-pthread", "-libverbs"])?;
-    let header = concat!("-I", env!("CARGO_MANIFEST_DIR"), "/../runtime/plugin/include");
-    compile("programs/hold.c", &folder.path().join("hold.so"), &["-shared", "-fPIC", header])?;
-    for act in 1..=ACTS {
-        let words = format!("{act} {seed} {}", folder.path().display());
-        boot(name, act, &[folder.path()], &words).with_context(|| format!("{name}, act {act}, seed {seed}"))?;
-    }
-    eprintln!("{name}, seed {seed}: {}", fs::read_to_string(folder.path().join("verdict"))?);
-    Ok(())
+    let prepare = |folder: &Path| {
+        compile("programs/verifier.c", &folder.join("verifier"), &["-pthread", "-libverbs"])?;
+        let header = concat!("-I", env!("CARGO_MANIFEST_DIR"), "/../runtime/plugin/include");
+        compile("programs/hold.c", &folder.join("hold.so"), &["-shared", "-fPIC", header])
+    };
+    acts::direct(name, prepare, |seed, folder| {
+        eprintln!("{name}, seed {seed}: {}", fs::read_to_string(folder.join("verdict"))?);
+        Ok(())
+    })
 }
 
 /// Inside: the act that the environment names.
@@ -99,15 +95,12 @@ pub fn direct(name: &str) -> Result<()> {
 /// What went wrong.
 pub fn play(case: &Case, full: bool) -> Result<()> {
     let score = score(case, full);
-    let words = std::env::var(ACT).with_context(|| format!("${ACT} is not set"))?;
-    let mut words = words.splitn(3, ' ');
-    let mut number = || words.next().unwrap_or_default().parse::<u64>().context("which act, which seed?");
-    let (act, mut seed) = (number()?, number()?);
-    seed += act * 0x1_0000_0000;
-    let place = PathBuf::from(words.next().context("no folder")?);
-    let mut computation = Computation::lasting(&place, Mode::Pipe)?;
-    let mut tally = Tally::read(&place);
-    if act == 1 {
+    let act = Act::here()?;
+    let (number, place) = (act.number, &act.folder);
+    let mut seed = act.seed + u64::from(number) * 0x1_0000_0000;
+    let mut computation = Computation::lasting(place, Mode::Pipe)?;
+    let mut tally = Tally::read(place);
+    if number == 1 {
         let mut command = vec![place.join("verifier").to_string_lossy().into_owned()];
         command.extend(case.arguments.split_whitespace().map(str::to_owned));
         let plugin = format!("{},seconds={}", place.join("hold.so").display(), if full { 30 } else { 8 });
@@ -122,21 +115,21 @@ pub fn play(case: &Case, full: bool) -> Result<()> {
     for n in 1..=score.checkpoints {
         let last_restarts = score.checkpoints - n < score.restarts;
         moment(&mut seed, case.hold)?;
-        computation.checkpoint(&[]).with_context(|| format!("act {act}, checkpoint {n}"))?;
+        computation.checkpoint(&[]).with_context(|| format!("act {number}, checkpoint {n}"))?;
         tally.checkpoints += 1;
-        computation.wait_new_line("beat").with_context(|| format!("act {act}, after checkpoint {n}"))?;
+        computation.wait_new_line("beat").with_context(|| format!("act {number}, after checkpoint {n}"))?;
         if last_restarts {
             computation.sigkill_all()?;
             computation.restart_with(&["--keep", "2"])?;
             tally.restarts += 1;
-            computation.wait_line("beat").with_context(|| format!("act {act}, after the restart of {n}"))?;
+            computation.wait_line("beat").with_context(|| format!("act {number}, after the restart of {n}"))?;
         }
     }
-    if act < u64::from(ACTS) {
+    if !act.is_last() {
         moment(&mut seed, case.hold)?;
         computation.checkpoint(&[]).context("the checkpoint that moves")?;
         tally.checkpoints += 1;
-        tally.write(&place)?;
+        tally.write(place)?;
         return computation.sigkill_all();
     }
     let output = computation.output()?.clone();
@@ -144,7 +137,7 @@ pub fn play(case: &Case, full: bool) -> Result<()> {
     let verdict = output.lines().into_iter().find(|l| l.starts_with("verified")).unwrap_or_default();
     ensure!(verdict.contains(" operations of "), "it printed no verdict");
     tally.verdict = format!("{} checkpoints, {} restarts; {verdict}", tally.checkpoints, tally.restarts);
-    tally.write(&place)
+    tally.write(place)
 }
 
 /// What has been done to a case over all acts.

@@ -8,7 +8,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use slackwater_harness::in_guest;
 use slackwater_mpi_tests::guest;
 use slackwater_verbs_tests::verifier::{self, CASES};
-use slackwater_verbs_tests::{Pair, Scenario, answers, bindings, closes, devices, hammer, loads, play};
+use slackwater_verbs_tests::{Pair, Scenario, answers, bindings, closes, devices, hammer, loads, play, travel};
 use std::process::ExitCode;
 
 const fn pair(name: &'static str, command: &'static str) -> Pair {
@@ -62,8 +62,8 @@ const MORE: &[Pair] = &[
 /// One side of a trial.
 type Play = Box<dyn FnOnce() -> anyhow::Result<()> + Send>;
 
-const SCENARIOS: [(&str, Scenario); 3] =
-    [("native", Scenario::Native), ("go-on", Scenario::GoOn), ("restart", Scenario::Restart)];
+const SCENARIOS: [(&str, Scenario); 4] =
+    [("native", Scenario::Native), ("go-on", Scenario::GoOn), ("restart", Scenario::Restart), ("move", Scenario::Move)];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -82,7 +82,9 @@ fn main() -> ExitCode {
                 let trial = if in_guest() {
                     Trial::test(format!("inside::{name}"), move || play(pair, what).map_err(fail))
                 } else {
-                    Trial::test(format!("guest::{name}"), move || guest::run(&format!("inside::{name}")).map_err(fail))
+                    Trial::test(format!("guest::{name}"), move || {
+                        outside(&format!("inside::{name}"), what).map_err(fail)
+                    })
                 };
                 trials.push(trial.with_ignored_flag(skip || !(has_xtask || in_guest())));
             }
@@ -133,6 +135,10 @@ fn main() -> ExitCode {
     trials.push(Trial::test("host::closes-all-descriptors", || closes().map_err(fail)));
     trials.push(Trial::test("host::malloc-hammer", move || hammer(cycles).map_err(fail)));
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn outside(name: &str, scenario: Scenario) -> anyhow::Result<()> {
+    if scenario == Scenario::Move { travel(name) } else { guest::run(name) }
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "map_err hands it over")]

@@ -150,6 +150,16 @@ static void unheard(void) {
     expect(&a, round, IBV_WC_SEND); expect(&b, 100 + round, IBV_WC_RECV);
   }
 }
+/* Unsignaled requests were answered long ago, and the peer is gone, or connected to another by now: nothing is waited for. */
+static void parted(void) {
+  both(IBV_QPT_RC, 0); struct end c = make(IBV_QPT_RC, 0), d = make(IBV_QPT_RC, 0); raise_to(&c, d.qp->qp_num, IBV_QPS_RTS); raise_to(&d, c.qp->qp_num, IBV_QPS_RTS);
+  struct end *from[] = {&a, &c}, *to[] = {&b, &d};
+  for (int k = 0; k < 2; k++) { OK(!receive(to[k], 1)); OK(!request(from[k], to[k], 2, IBV_WR_SEND, 0, 9)); OK(!request(from[k], to[k], 3, IBV_WR_RDMA_WRITE, 0, 9)); expect(to[k], 1, IBV_WC_RECV); }
+  OK(!ibv_destroy_qp(b.qp)); struct ibv_qp_attr t = {.qp_state = IBV_QPS_RESET}; OK(!ibv_modify_qp(d.qp, &t, IBV_QP_STATE));
+  struct end e = make(IBV_QPT_RC, 0); raise_to(&d, e.qp->qp_num, IBV_QPS_RTS); raise_to(&e, d.qp->qp_num, IBV_QPS_RTS); OK(!receive(&d, 4)); OK(!request(&e, &d, 5, IBV_WR_SEND, IBV_SEND_SIGNALED, 9));
+  cycle(); none(&a); none(&c); expect(&d, 4, IBV_WC_RECV); expect(&e, 5, IBV_WC_SEND);
+  OK(!ibv_destroy_qp(a.qp) && !ibv_destroy_qp(c.qp));
+}
 /* 11: an event that is pending at the cut wakes the sleeper, with the right CQ and context. */
 static void sleeper(void) {
   both(IBV_QPT_RC, 1); for (int round = 0; round < 3; round++) {
@@ -202,7 +212,7 @@ static void endless(void) {
   printf("PASS\n");
 }
 int main(int argc, char **argv) {
-  static const struct { const char *name; void (*run)(void); } all[] = {{"signaled", signaled}, {"lost-message", lost_message}, {"datagram", datagram}, {"whole-context", whole_context}, {"threads", threads}, {"inline", inlined}, {"once", once}, {"shared-order", shared_order}, {"errors", errors}, {"breaks", breaks}, {"flushed", flushed}, {"unheard", unheard}, {"sleeper", sleeper}, {"identities", identities}, {"devices", devices}, {"many", many}, {"hammer", hammer}, {"endless", endless}};
+  static const struct { const char *name; void (*run)(void); } all[] = {{"signaled", signaled}, {"lost-message", lost_message}, {"datagram", datagram}, {"whole-context", whole_context}, {"threads", threads}, {"inline", inlined}, {"once", once}, {"shared-order", shared_order}, {"errors", errors}, {"breaks", breaks}, {"flushed", flushed}, {"unheard", unheard}, {"parted", parted}, {"sleeper", sleeper}, {"identities", identities}, {"devices", devices}, {"many", many}, {"hammer", hammer}, {"endless", endless}};
   for (unsigned i = 0; argc > 1 && i < sizeof all / sizeof *all; i++) if (!strcmp(all[i].name, argv[1])) { all[i].run(); printf("defects: ok, %s\n", argv[1]); return 0; }
   return 2;
 }
