@@ -80,6 +80,8 @@ fn defects_of_the_old_plugin() {
     for (scenario, knob) in [
         ("signaled", "MOCK_DELAY=2"),
         ("lost-message", "MOCK="),
+        // Finite retries: the queue pair breaks when its request has waited for a receive over ten polls.
+        ("lost-message", "MOCK_RNR=10"),
         ("datagram", "MOCK_DELAY=2"),
         ("whole-context", "MOCK="),
         ("threads", "MOCK="),

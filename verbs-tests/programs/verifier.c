@@ -148,9 +148,9 @@ static void connect_qp(struct endpoint *e) {
   OK(!ibv_modify_qp(e->qp, &a, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | (ud ? IBV_QP_QKEY : IBV_QP_ACCESS_FLAGS)));
   a = (struct ibv_qp_attr){.qp_state = IBV_QPS_RTR, .path_mtu = IBV_MTU_1024, .dest_qp_num = e->other->qpn, .rq_psn = 7 + (e->id ^ 1), .max_dest_rd_atomic = 4, .min_rnr_timer = rnr_timer, .ah_attr = av};
   OK(!ibv_modify_qp(e->qp, &a, IBV_QP_STATE | (ud ? 0 : IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN) | (rc ? IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER : 0)));
-  /* 2^19 * 4 us: where requests are sent again (a machine that stands still for longer than the time-out), rdma_rxe of Linux 6.12 now
+  /* 2^22 * 4 us: where requests are sent again (a machine that stands still for longer than the time-out), rdma_rxe of Linux 6.12 now
    * and then loses its place among atomics, natively too, and the queue pair hangs. */
-  a = (struct ibv_qp_attr){.qp_state = IBV_QPS_RTS, .timeout = 19, .retry_cnt = 7, .rnr_retry = rnr_retry, .sq_psn = 7 + e->id, .max_rd_atomic = 4};
+  a = (struct ibv_qp_attr){.qp_state = IBV_QPS_RTS, .timeout = 22, .retry_cnt = 7, .rnr_retry = rnr_retry, .sq_psn = 7 + e->id, .max_rd_atomic = 4};
   OK(!ibv_modify_qp(e->qp, &a, IBV_QP_STATE | IBV_QP_SQ_PSN | (rc ? IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC : 0)));
   if (ud) OK(e->ah = ibv_create_ah(pd, &av));
 }
