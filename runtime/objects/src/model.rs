@@ -283,8 +283,12 @@ pub struct Master {
     pub modes: Vec<u8>,
     /// struct winsize.
     pub window: [u16; 4],
-    /// Bytes that the slave side wrote and nobody has read (FIONREAD): the kernel lets no one peek at them.
-    pub unread: u32,
+    /// What the slave's side wrote and nobody has read; in one process that has it.
+    pub unread: Vec<u8>,
+    /// Number of such bytes that nobody could take: in packet mode, or where output was stopped.
+    pub lost: u32,
+    /// The slave was open, and is no more.
+    pub hangup: bool,
 }
 
 /// timerfd_create(2), from fdinfo.

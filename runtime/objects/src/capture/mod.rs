@@ -1,7 +1,7 @@
 //! Capture of the calling process's descriptors, by asking the kernel.
 //!
-//! Rules: one thread runs, the program's stand; nothing is taken out of a queue, no offset moves, no flag changes; an
-//! object that no restart could bring back makes the capture fail with a sentence that says so, and the program runs on.
+//! Rules: one thread runs, the program's stand; nothing is taken out of a queue (but where there is no other way, and then
+//! it is put back: `mq`, `tty`), no offset moves, no flag changes; an object that no restart could bring back makes the capture fail with a sentence that says so, and the program runs on.
 //!
 //! Three steps, since other processes of the computation may still be running when this one stands: [`survey`] finds out
 //! what there is (and refuses); when *all* stand, [`quiet`] says whether bytes are still under way to a peer; [`fill`]
@@ -21,7 +21,7 @@ mod flight;
 mod ipc;
 mod mq;
 mod pipe;
-mod tty;
+pub(crate) mod tty;
 mod watch;
 
 pub use flight::release;
@@ -199,6 +199,12 @@ pub fn fill(table: &mut Table, elsewhere: impl Fn(u64, u64) -> bool) -> Result<(
                     mq::fill(fd, queue)?;
                     saved.insert(key);
                 }
+                Kind::Master(master) => {
+                    let key = (tty::PTYS, tty::name(open.dev, master.number));
+                    if !elsewhere(key.0, key.1) && saved.insert(key) {
+                        tty::unread(fd, master)?;
+                    }
+                }
                 _ => {}
             }
         }
@@ -228,6 +234,7 @@ pub fn saved_once(table: &Table) -> impl Iterator<Item = (u64, u64, bool)> + '_ 
     let me = sys::getpid();
     table.opens.iter().filter_map(move |open| match &open.kind {
         Kind::MessageQueue(queue) => Some((open.dev, open.ino, mq::can_save(queue, me))),
+        Kind::Master(master) => Some((tty::PTYS, tty::name(open.dev, master.number), true)),
         _ => None,
     })
 }

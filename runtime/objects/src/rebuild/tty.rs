@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use super::{Id, Prepared, Result, os, outside};
+use crate::capture::tty::write_all;
 use crate::model::{Kind, Master, Terminal};
 
 const TCSETS2: u64 = 0x402c_542b;
@@ -85,14 +86,39 @@ fn make(p: &mut Prepared<'_>, lead: Id, master: &Master) -> io::Result<i32> {
     os::ioctl_with(fd, TIOCSPTLCK, &mut 0i32)?;
     set_modes(fd, &master.modes)?;
     os::ioctl_with(fd, TIOCSWINSZ, &mut master.window.clone())?;
+    // One process had taken what its reader has not seen yet.
+    let key = p.open(lead).dev;
+    let all = p.tables.iter().flat_map(|(_, t)| &t.opens);
+    let unread = all.filter(|o| o.dev == key).find_map(|o| match &o.kind {
+        Kind::Master(m) if m.number == master.number && !m.unread.is_empty() => Some(&m.unread[..]),
+        _ => None,
+    });
+    if unread.is_some() || master.hangup {
+        fill(fd, &master.modes, unread.unwrap_or_default())?;
+    }
     if master.packet {
         os::ioctl_with(fd, TIOCPKT, &mut 1i32)?;
     }
-    if master.unread > 0 {
-        p.warn(lead, format!("{} bytes written to the pty's slave and not read by its master are lost", master.unread));
+    if master.lost > 0 {
+        p.warn(lead, format!("{} bytes written to the pty's slave and not read by its master are lost", master.lost));
     }
     p.made.insert(lead, fd);
     Ok(fd)
+}
+
+// Writes what had been written to the slave. Where nobody opens it after this, the master sees that it hung up.
+fn fill(master: i32, modes: &[u8], mut bytes: &[u8]) -> io::Result<()> {
+    let slave = os::ioctl(master, TIOCGPTPEER, (libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK) as u64)?;
+    // It has gone through output processing already: without OPOST of c_oflag, the second word.
+    let mut raw = modes.to_vec();
+    if let Some(flags) = raw.get_mut(4) {
+        *flags &= !(libc::OPOST as u8);
+    }
+    let written = set_modes(slave, &raw)
+        .and_then(|()| write_all(slave, &mut bytes).map_err(|e| io::Error::from_raw_os_error(e.0)));
+    let result = written.and_then(|()| set_modes(slave, modes));
+    os::close(slave);
+    result
 }
 
 // A terminal outside: the restart's own, in the modes that the program had set.

@@ -183,8 +183,11 @@ pub fn cases() -> Vec<Case> {
                 let mut modes = modes_of(11);
                 modes.c_lflag &= !(libc::ICANON | libc::ECHO);
                 assert_eq!(unsafe { libc::tcsetattr(11, libc::TCSANOW, &modes) }, 0);
+                // Nobody reads it before the capture; newlines have become CR NL, and shall not again.
+                write_all(11, b"one\ntwo\n");
             },
             |_| {
+                assert_eq!(read_some(10, 10), b"one\r\ntwo\r\n");
                 let mut size: libc::winsize = unsafe { std::mem::zeroed() };
                 assert_eq!(unsafe { libc::ioctl(11, libc::TIOCGWINSZ, &mut size) }, 0);
                 assert_eq!((size.ws_row, size.ws_col), (33, 77));
@@ -196,7 +199,44 @@ pub fn cases() -> Vec<Case> {
                 assert_eq!(read_some(10, 8), b"answer\r\n");
             },
         ),
+        Case::new(
+            "pty whose slave is full, and of another that is closed",
+            || {
+                for number in [10, 12] {
+                    let (mut master, mut slave) = (0, 0);
+                    let null = std::ptr::null_mut();
+                    assert_eq!(unsafe { libc::openpty(&mut master, &mut slave, null, null.cast(), null.cast()) }, 0);
+                    at_number(master, number);
+                    at_number(slave, number + 1);
+                }
+                write_all(13, b"last words\n");
+                assert_eq!(unsafe { libc::close(13) }, 0);
+                assert_eq!(unsafe { libc::fcntl(11, libc::F_SETFL, libc::O_NONBLOCK) }, 0);
+                std::fs::write("full", fill_up(11).to_string()).expect("a number");
+            },
+            |_| {
+                let bytes: usize = std::fs::read_to_string("full").expect("it was written").parse().expect("a number");
+                let seen = read_some(10, bytes);
+                assert!(seen.iter().enumerate().all(|(i, b)| *b == b'a' + (i % 23) as u8), "in order");
+                write_all(11, b"!");
+                assert_eq!(read_some(10, 1), b"!");
+                assert_eq!(read_some(12, 12), b"last words\r\n");
+                assert_eq!(read_once(12).expect_err("it hung up").raw_os_error(), Some(libc::EIO));
+            },
+        ),
     ]
+}
+
+/// Writes letters in turn until there is no room; how many.
+fn fill_up(fd: i32) -> usize {
+    let mut bytes = 0;
+    loop {
+        let letter = b'a' + (bytes % 23) as u8;
+        match unsafe { libc::write(fd, (&raw const letter).cast(), 1) } {
+            1 => bytes += 1,
+            _ => break bytes,
+        }
+    }
 }
 
 fn modes_of(fd: i32) -> libc::termios {
