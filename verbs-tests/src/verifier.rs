@@ -60,7 +60,7 @@ struct Score {
     restarts: u32,
 }
 
-/// Per level. At `full`, 14 cases make 224 checkpoints and 70 restarts.
+/// Per level. At `full`, 15 cases make 17 checkpoints and 5 restarts each, 255 and 75 in all.
 fn score(case: &Case, full: bool) -> Score {
     if case.hold {
         Score { checkpoints: 1, restarts: 1 }
