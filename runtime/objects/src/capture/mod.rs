@@ -164,6 +164,7 @@ pub fn fill(table: &mut Table, elsewhere: impl Fn(u64, u64) -> bool) -> Result<(
     settle(table);
     table.realtime_ns = sys::clock(libc::CLOCK_REALTIME).map_err(|e| CaptureError::call(-1, "clock_gettime", e))?;
     let mut saved: BTreeSet<(u64, u64)> = BTreeSet::new();
+    let mut events = 0;
     let mut diag = LazyDiag::default();
     let known: Vec<(i32, u64, u64)> = keys(table).collect();
     for i in 0..table.opens.len() {
@@ -208,11 +209,15 @@ pub fn fill(table: &mut Table, elsewhere: impl Fn(u64, u64) -> bool) -> Result<(
                 _ => {}
             }
         }
+        if matches!(open.kind, Kind::Inotify { .. }) {
+            events += sys::ioctl_get::<i32>(fd, libc::FIONREAD).unwrap_or(0).max(0) as u32;
+        }
         if table.copies.contains(&fd) {
             flight::own_locks(&mut open);
         }
         table.opens[i] = open;
     }
+    watch::unread(events)?;
     watch::resolve(table)
 }
 

@@ -1,6 +1,7 @@
 //! Objects that watch other objects: epoll sets and inotify.
 use alloc::{collections::BTreeMap, format, vec::Vec};
 use core::cmp::Ordering;
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use slackwater_socket::sys;
 
@@ -111,6 +112,28 @@ fn as_order(order: usize) -> Ordering {
         1 => Ordering::Less,
         _ => Ordering::Greater,
     }
+}
+
+/// Bytes of events in this process's inotify queues, which nobody can look at or put back: the program is given time to read
+/// them. One that does not is not waited for again, until it has read some.
+///
+/// # Errors
+/// They pass.
+pub fn unread(bytes: u32) -> Result<()> {
+    /// How many checkpoints in a row are put off: the coordinator lets the program run for some 0.8 s in all meanwhile.
+    const PATIENCE: u32 = 12;
+    static PUT_OFF: AtomicU32 = AtomicU32::new(0);
+    /// What was left unread when patience was over.
+    static LEFT: AtomicU32 = AtomicU32::new(0);
+    let left = LEFT.load(Relaxed);
+    let read_nothing = left != 0 && bytes >= left;
+    if bytes == 0 || read_nothing || PUT_OFF.fetch_add(1, Relaxed) >= PATIENCE {
+        PUT_OFF.store(0, Relaxed);
+        LEFT.store(bytes, Relaxed);
+        return Ok(());
+    }
+    let reason = format!("{bytes} bytes of inotify events have not been read, and nobody can put them back");
+    Err(CaptureError { passing: true, ..CaptureError::new(-1, reason) })
 }
 
 /// Watches: `inotify wd:1 ino:5dead sdev:800001 mask:300 ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:...`.
