@@ -1,6 +1,10 @@
 //! sock_diag(7): what no call on the socket itself tells: a Unix socket's peer, a TCP peer's counters on the same host.
 #![allow(unsafe_code)] // Reason: sendto and recvfrom on a netlink socket of our own.
-use alloc::{collections::BTreeMap, vec, vec::Vec};
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec,
+    vec::Vec,
+};
 use core::cell::{OnceCell, RefCell};
 
 use crate::address::Endpoint;
@@ -63,6 +67,19 @@ pub struct TcpFacts {
     pub written: u64,
     /// Payload arrived in all.
     pub arrived: u64,
+}
+
+/// What is left of a connection that no program holds any more.
+#[derive(Clone, Debug)]
+pub struct Left {
+    /// Its address here.
+    pub local: Endpoint,
+    /// Its peer's.
+    pub peer: Endpoint,
+    /// Only the minute's wait is left of it.
+    pub time_wait: bool,
+    // struct inet_diag_req_v2.
+    request: Vec<u8>,
 }
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -148,19 +165,6 @@ impl Diag {
         }
         Ok(Some(out))
     }
-
-    /// Ends what is left of a connection that no program holds any more (TIME_WAIT, FIN_WAIT), so that its addresses are
-    /// free. Needs CAP_NET_ADMIN; without it nothing happens.
-    pub fn forget(&self, local: &[u8], peer: &[u8]) -> Result<()> {
-        if let Some(facts) = self.tcp(local, peer)?
-            && facts.inode == 0
-            && facts.state != 1
-            && let Some(body) = tcp_request(local, peer)
-        {
-            self.ask(SOCK_DESTROY, &body)?;
-        }
-        Ok(())
-    }
 }
 
 impl Diag {
@@ -210,24 +214,29 @@ impl Diag {
         Ok(to)
     }
 
-    /// Ends what is left of connections from this local port that no program holds any more. Needs CAP_NET_ADMIN; without it
-    /// nothing happens.
-    pub fn forget_port(&self, port: u16) -> Result<()> {
-        let mut left: Vec<Vec<u8>> = Vec::new();
-        // FIN_WAIT1 4, FIN_WAIT2 5, TIME_WAIT 6, LAST_ACK 9, CLOSING 11.
-        self.dump(1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11, port, |message| {
-            // No inode: no program holds it. The answer's id (48 bytes from 4 on) is the request's.
-            if u32_at(message, 68) == 0 {
-                let mut one = vec![message[0], libc::IPPROTO_TCP as u8, 0, 0];
-                one.extend_from_slice(&u32::MAX.to_ne_bytes());
-                one.extend_from_slice(&message[4..52]);
-                left.push(one);
+    /// What is left on these local ports of connections that no program holds any more. Not where somebody listens.
+    pub fn left(&self, ports: &BTreeSet<u16>) -> Result<Vec<Left>> {
+        let (mut left, mut listening) = (Vec::new(), BTreeSet::new());
+        // FIN_WAIT1 4, FIN_WAIT2 5, TIME_WAIT 6, LAST_ACK 9, LISTEN 10, CLOSING 11.
+        self.dump(1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11, 0, |message| {
+            let (local, peer) = (endpoint(message, 4, 8), endpoint(message, 6, 24));
+            if message[1] == 10 {
+                listening.insert(local.port);
+            } else if u32_at(message, 68) == 0 && ports.contains(&local.port) {
+                // The answer's id (48 bytes from 4 on) is the request's.
+                let mut request = vec![message[0], libc::IPPROTO_TCP as u8, 0, 0];
+                request.extend_from_slice(&u32::MAX.to_ne_bytes());
+                request.extend_from_slice(&message[4..52]);
+                left.push(Left { local, peer, time_wait: message[1] == 6, request });
             }
         })?;
-        for one in left {
-            self.ask(SOCK_DESTROY, &one)?;
-        }
-        Ok(())
+        left.retain(|l: &Left| !listening.contains(&l.local.port));
+        Ok(left)
+    }
+
+    /// Ends what is left of a connection. Needs CAP_NET_ADMIN, and a kernel with CONFIG_INET_DIAG_DESTROY; else nothing happens.
+    pub fn destroy(&self, left: &Left) -> Result<()> {
+        self.ask(SOCK_DESTROY, &left.request).map(drop)
     }
 
     // Each TCP socket of these states (bits) and this local port (0: any), as a struct inet_diag_msg.

@@ -14,6 +14,7 @@ use crate::model::{Message, Socket, State, Tcp};
 
 mod datagram;
 mod identity;
+mod leftovers;
 mod options;
 mod os;
 mod tcp;
@@ -154,6 +155,8 @@ pub fn all(sockets: &[&Socket], base: i32, rights: Rights<'_>) -> Result<Made> {
     let sockets: &[&Socket] = &complete.iter().collect::<Vec<_>>();
     let mut w =
         Work { sockets, base, made: vec![None; sockets.len()], warnings: Vec::new(), rights, unfilled: Vec::new() };
+    let tcp = sockets.iter().filter(|s| s.tcp.is_some());
+    leftovers::clear(&tcp.filter_map(|s| Some(Endpoint::parse(&s.local)?.port)).filter(|&p| p != 0).collect(), base);
     unix::listeners(&mut w)?;
     unix::connections(&mut w, &peers)?;
     tcp::connections(&mut w, &peers)?;

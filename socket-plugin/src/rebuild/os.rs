@@ -66,10 +66,15 @@ pub fn accept(fd: i32, base: i32) -> Result<i32> {
 
 /// poll(2) for at most ten seconds: what came.
 pub fn wait(fd: i32, events: i16) -> Result<i16> {
+    wait_for(fd, events, 10_000)
+}
+
+/// poll(2) for at most so many milliseconds: what came.
+pub fn wait_for(fd: i32, events: i16, milliseconds: i32) -> Result<i16> {
     let mut p = libc::pollfd { fd, events, revents: 0 };
     loop {
         // SAFETY: one pollfd.
-        match check(unsafe { libc::poll(&mut p, 1, 10_000) } as i64) {
+        match check(unsafe { libc::poll(&mut p, 1, milliseconds) } as i64) {
             Ok(0) => return Err(Error::from(ErrorKind::TimedOut)),
             Ok(_) => return Ok(p.revents),
             Err(e) if e.kind() == ErrorKind::Interrupted => {}

@@ -40,15 +40,6 @@ fn elsewhere(address: &[u8]) -> Vec<u8> {
 /// Binds to the old address, or near it, and says so.
 pub fn bind(w: &mut Work<'_>, i: usize, fd: i32, address: &[u8]) -> Result<()> {
     let Err(first) = os::bind(fd, address) else { return Ok(()) };
-    // Connections of that port may stand in TIME_WAIT, since the computation was killed a moment ago.
-    if first.raw_os_error() == Some(libc::EADDRINUSE)
-        && let Ok(diag) = crate::diag::Diag::new()
-        && let Some(port) = Endpoint::parse(address).map(|e| e.port)
-        && diag.forget_port(port).is_ok()
-        && os::bind(fd, address).is_ok()
-    {
-        return Ok(());
-    }
     // The address is not this host's: the old port on loopback; the port is taken: any other.
     let mut same_port = elsewhere(address);
     same_port[2..4].copy_from_slice(&address[2..4]);
@@ -74,13 +65,6 @@ pub fn bind(w: &mut Work<'_>, i: usize, fd: i32, address: &[u8]) -> Result<()> {
 
 /// Connected ones, and those whose connection has ended.
 pub fn connections(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
-    // The computation that was killed a moment ago may have left its connections in TIME_WAIT.
-    if let Ok(diag) = crate::diag::Diag::new() {
-        for s in w.sockets.iter().filter(|s| s.tcp.is_some() && !s.peer.is_empty()) {
-            let _ = diag.forget(&s.local, &s.peer);
-            let _ = diag.forget(&s.peer, &s.local);
-        }
-    }
     let mut listeners: HashMap<Vec<u8>, i32> = HashMap::new();
     // Those without an end here first: while somebody listens at a port, nobody else is bound to it.
     let (pairs, alone): (Vec<_>, Vec<_>) = (0..w.sockets.len()).partition(|&i| peers.of[i].is_some());
@@ -192,7 +176,7 @@ fn connect(w: &mut Work<'_>, client: usize, server: Option<usize>, listener: i32
     options::first(fd, c);
     let mut done = os::bind(fd, &c.local).and_then(|()| os::connect(fd, &to));
     if done.is_err() {
-        // The old connection may stand in TIME_WAIT, which forbids the bind but not always the connection.
+        // One of those that `leftovers` could not end may forbid the bind, but not always the connection.
         os::close(fd);
         fd = os::socket(c.family, c.kind, c.protocol, w.base).map_err(|e| fail(w, e))?;
         options::first(fd, c);
@@ -223,9 +207,9 @@ fn connect(w: &mut Work<'_>, client: usize, server: Option<usize>, listener: i32
     Ok((fd, accepted))
 }
 
-// Connects from a port without bind(2): the kernel then looks at the connection as a whole, and takes over one that is in
-// TIME_WAIT (IP_LOCAL_PORT_RANGE: Linux 6.3).
-fn from_port(fd: i32, local: &[u8], to: &[u8]) -> io::Result<()> {
+/// Connects from a port without bind(2): the kernel then looks at the connection as a whole, and takes over one that is in
+/// TIME_WAIT (IP_LOCAL_PORT_RANGE: Linux 6.3).
+pub fn from_port(fd: i32, local: &[u8], to: &[u8]) -> io::Result<()> {
     const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
     const IP_LOCAL_PORT_RANGE: i32 = 51;
     let port = i32::from(u16::from_be_bytes([local[2], local[3]]));
