@@ -10,7 +10,9 @@ use crate::{
     freeze::{Writing, Written},
     huge, init, maps, membership, plugins,
     plugins::Event,
-    process, relay, sandbox, stop,
+    process, relay, sandbox,
+    spin::Spin,
+    stop,
     sys::{self, Fd},
 };
 use alloc::{format, string::String, vec::Vec};
@@ -34,6 +36,17 @@ fn send(message: &FromProcess) -> Result<(), String> {
     conn::with(|c| c.send(message))
 }
 
+/// What the coordinator said while it was waited for an answer of another kind: that the checkpoint is off, above all.
+static KEPT: Spin<Option<ToProcess>> = Spin::new(None);
+
+/// The next message that has arrived.
+fn arrived() -> Result<Option<ToProcess>, String> {
+    match KEPT.with(Option::take) {
+        Some(m) => Ok(Some(m)),
+        None => conn::with(Connection::buffered),
+    }
+}
+
 /// The coordinator's next message.
 ///
 /// # Errors
@@ -41,7 +54,7 @@ fn send(message: &FromProcess) -> Result<(), String> {
 pub fn receive() -> Result<ToProcess, String> {
     loop {
         relay::serve();
-        if let Some(m) = conn::with(Connection::buffered)? {
+        if let Some(m) = arrived()? {
             return Ok(m);
         }
         if conn::wait_readable(None).0 {
@@ -53,13 +66,19 @@ pub fn receive() -> Result<ToProcess, String> {
 /// Asks for published values. On the checkpoint thread, inside a round.
 ///
 /// # Errors
-/// The coordinator is out of reach, or speaks out of turn.
+/// The coordinator is out of reach.
 pub fn query(keys: Vec<(String, Vec<u8>)>) -> Result<Vec<Option<Vec<u8>>>, String> {
     send(&FromProcess::Query { keys })?;
-    match receive()? {
-        ToProcess::Values { values } => Ok(values),
-        other => Err(format!("the coordinator answered a query with {other:?}")),
-    }
+    let mut kept = None;
+    // It answers each query, but another process may have made the checkpoint fail just before.
+    let values = loop {
+        match receive()? {
+            ToProcess::Values { values } => break values,
+            other => kept = Some(other),
+        }
+    };
+    KEPT.with(|k| *k = kept);
+    Ok(values)
 }
 
 fn file_name(member: u64) -> String {
@@ -98,7 +117,7 @@ impl Keeper {
 
     fn step(&mut self) -> Result<(), String> {
         relay::serve();
-        if let Some(m) = conn::with(Connection::buffered)? {
+        if let Some(m) = arrived()? {
             return self.handle(m);
         }
         let child = self.writing.as_ref().and_then(|(_, w, _)| w.poll_fd());

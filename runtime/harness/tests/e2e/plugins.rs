@@ -25,6 +25,7 @@ pub fn all() -> Vec<Case> {
         case("events", events),
         case("chain", chain),
         case("errors", errors),
+        case("asked-too-late", asked_too_late),
         case("cannot-be-loaded", cannot_be_loaded),
         case("gone-at-restart", gone_at_restart),
     ];
@@ -373,6 +374,28 @@ fn errors() -> Result<()> {
     let said = computation.last_errors();
     ensure!(said.contains(sentence), "RESTART: {said}");
     Ok(())
+}
+
+/// A process asks the coordinator while another has made the checkpoint fail: both run on.
+fn asked_too_late() -> Result<()> {
+    let folder = workshop()?;
+    let file = folder.path().join("resumed");
+    let plugin = format!("{},file={}", library(folder.path(), "late.c")?, file.display());
+    let program = program(folder.path(), "lifecycle.c")?;
+    let mut computation = Computation::new(Mode::Pipe)?;
+    let script = format!("ROLE=fails {program} > /dev/null & ROLE=asks {program}; wait");
+    computation.launch_with(&["--plugin", &plugin], &["sh".into(), "-c".into(), script])?;
+    computation.wait_line("beat")?;
+    while computation.status()?.processes != 3 {
+        std::thread::yield_now();
+    }
+    for _ in 0..3 {
+        let (status, _, error) = computation.run("checkpoint", &[])?;
+        ensure!(!status.success() && error.contains("plugin late: it was told to fail"), "{status} {error}");
+        computation.wait_new_line("beat").context("who had asked runs on")?;
+        fs::remove_file(&file)?;
+    }
+    computation.finish()
 }
 
 /// What the dynamic linker would only mention stops `launch`.
