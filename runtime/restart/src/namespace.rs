@@ -41,7 +41,7 @@ fn refused(e: &io::Error) -> anyhow::Error {
     anyhow!(
         "this system lets an ordinary user make no user namespace ({e}), and a restart needs one to give processes their old ids: \
          let the administrator permit it (sysctl user.max_user_namespaces and kernel.unprivileged_userns_clone above 0, \
-         kernel.apparmor_restrict_unprivileged_userns=0; in a container, a seccomp profile that allows it), or restart as root"
+         kernel.apparmor_restrict_unprivileged_userns=0; in a container, a seccomp profile that allows it; inside a chroot there are none), or restart as root"
     )
 }
 
@@ -53,7 +53,10 @@ pub fn settle(in_user_namespace: bool, uid: u32, gid: u32) -> Result<()> {
         map("uid_map", format!("{uid} {uid} 1"))?;
         map("gid_map", format!("{gid} {gid} 1"))?;
     }
-    mount(c"none", c"/", None, libc::MS_REC | libc::MS_SLAVE)
+    let slave = |point| mount(c"none", point, None, libc::MS_REC | libc::MS_SLAVE);
+    slave(c"/")
+        // In a chroot(2) the root may be no mount point; then what we put on /proc must stay with us.
+        .or_else(|e| if e.raw_os_error() == Some(libc::EINVAL) { slave(c"/proc") } else { Err(e) })
         .map_err(|e| if in_user_namespace { refused(&e) } else { anyhow!("making the mounts our own: {e}") })?;
     let covers = covers(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());
     mount(c"proc", c"/proc", Some(c"proc"), libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC).map_err(|e| {
