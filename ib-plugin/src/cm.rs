@@ -1,11 +1,11 @@
 //! rdma_cm, as far as it goes: event channels without ids are carried over, for UCX opens one in every process and never
 //! uses it. Connection ids are not supported yet: while one exists the channel's descriptor is not claimed, and the
-//! runtime refuses the checkpoint with its own message.
+//! quiesce refuses the checkpoint.
 //!
 //! # Safety
 //! Each wrapper forwards to the next definition of its name with the arguments it was given.
 use crate::sync::Lock;
-use alloc::vec::Vec;
+use alloc::{format, string::String, vec::Vec};
 use core::ffi::{CStr, c_int, c_void};
 use core::ptr::null_mut;
 use slackwater_plugin::{Wrapper, next, protect_fd, unprotect_fd};
@@ -123,6 +123,17 @@ pub(crate) fn suspended() {
             unprotect_fd(*fd);
         }
     }
+}
+
+/// Why there can be no checkpoint now.
+pub(crate) fn refusal() -> Option<String> {
+    let ids = KNOWN.lock().ids.len();
+    (ids != 0).then(|| {
+        format!(
+            "the program has {ids} rdma_cm ids, which cannot be saved yet: it runs on; checkpoint it when it has none, or \
+             have it connect its queue pairs itself (perftest without -R)"
+        )
+    })
 }
 
 /// The channels' descriptors.

@@ -126,6 +126,9 @@ pub(crate) unsafe fn round(info: &mut Info) -> Verdict {
 }
 
 unsafe fn step(info: &Info, contexts: &[*mut Context]) -> Result<Verdict, String> {
+    if let Some(message) = crate::cm::refusal() {
+        return Err(message);
+    }
     let mut slot = PROGRESS.lock();
     if info.round == 0 {
         *slot = Some(Progress::default());

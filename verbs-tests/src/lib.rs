@@ -221,6 +221,28 @@ pub fn hammer(cycles: u32) -> Result<()> {
     computation.finish()
 }
 
+/// A pair that connects by rdma_cm: no checkpoint, which says why, and the pair ends well.
+///
+/// # Errors
+/// What went wrong.
+pub fn refused() -> Result<()> {
+    let command = "ib_send_bw -R -F -D 3";
+    let script = format!(
+        "{command} & server=$!
+         until {command} 10.77.0.1; do kill -0 $server || exit 9; done
+         wait $server; echo RESULT server $?"
+    );
+    let before = packets_sent()?;
+    let mut computation = Computation::new(Mode::Pipe)?;
+    computation.launch(&["/bin/bash".into(), "-c".into(), script])?;
+    at_work(before)?;
+    let (status, _, errors) = computation.run("checkpoint", &[])?;
+    ensure!(!status.success() && errors.contains("rdma_cm ids"), "the checkpoint ended with {status}: {errors}");
+    let line = computation.wait_line("RESULT")?;
+    ensure!(line == "RESULT server 0", "{line}");
+    computation.wait_exit().map(drop)
+}
+
 /// What libibverbs says to all sorts of calls, wrong ones too, is the same under slackwater, errno included.
 ///
 /// # Errors

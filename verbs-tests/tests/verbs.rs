@@ -8,7 +8,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use slackwater_harness::in_guest;
 use slackwater_mpi_tests::guest;
 use slackwater_verbs_tests::verifier::{self, CASES};
-use slackwater_verbs_tests::{Pair, Scenario, answers, bindings, closes, devices, hammer, loads, play, travel};
+use slackwater_verbs_tests::{
+    Pair, Scenario, answers, bindings, closes, devices, hammer, loads, play, refused, travel,
+};
 use std::process::ExitCode;
 
 const fn pair(name: &'static str, command: &'static str) -> Pair {
@@ -129,6 +131,7 @@ fn main() -> ExitCode {
     let suite = || guest::boot("inside::pyverbs", 1, &[], &bindings::suite()?.to_string_lossy());
     let other = || guest::run("inside::other-devices");
     full("other-devices".into(), Box::new(|| devices::play(&MAIN[1])), Box::new(other));
+    full("rdma-cm-refused".into(), Box::new(refused), Box::new(|| guest::run("inside::rdma-cm-refused")));
     full("pyverbs".into(), Box::new(bindings::pyverbs), Box::new(suite));
     let cycles = if level == "full" { 100 } else { 10 };
     trials.push(Trial::test("host::loads-libibverbs-itself", || loads().map_err(fail)));
