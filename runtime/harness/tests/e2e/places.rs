@@ -23,6 +23,12 @@ pub fn all() -> Vec<Case> {
     for case in &mut all {
         case.places = vec!["host".into()];
     }
+    let own_network = Command::new("unshare").args(["-n", "ip", "link", "set", "lo", "up"]).output();
+    if !own_network.is_ok_and(|done| done.status.success()) {
+        all.iter_mut()
+            .filter(|case| case.name == "places::another-address")
+            .for_each(|case| case.missing = Some("a network of its own (unshare -n, ip)".into()));
+    }
     all
 }
 
