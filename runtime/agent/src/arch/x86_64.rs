@@ -297,6 +297,9 @@ fn number_in_code(rip: usize, rsp: usize) -> Option<u32> {
         return None;
     }
     if code[19..] == LIBC_SYSCALL {
+        if let Some(number) = crate::follow::clone::called() {
+            return Some(number);
+        }
         // SAFETY: the return address; the bytes before it are the call, on the same page of code as the rest that is looked at.
         return unsafe {
             let back = *(rsp as *const usize);

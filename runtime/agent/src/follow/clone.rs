@@ -10,7 +10,7 @@
 use super::{connected, exec, fork, gate::Birth};
 use crate::sys;
 use core::ffi::{c_char, c_int, c_long, c_ulong, c_void};
-use slackwater_hook::hook;
+use slackwater_hook::{hook, thread::per_thread};
 
 /// What makes a child more than a fork.
 const BEYOND: u64 = (libc::CLONE_VM
@@ -125,6 +125,22 @@ unsafe extern "C" fn go_to(function: *const c_void, argument: *mut c_void, stack
     )
 }
 
+/// Word of the thread's block: the number that it has called syscall(2) with, and one; 0: it has not.
+const CALLING: usize = 1;
+
+/// Where it lies: the calling thread's own word.
+fn calling() -> *mut usize {
+    // SAFETY: the thread's own block.
+    unsafe { &raw mut (*per_thread()).agent[CALLING] }
+}
+
+/// Which call this thread, which was stopped inside of libc's `syscall`, has made: its caller is our wrapper, whose code does not
+/// tell.
+pub fn called() -> Option<u32> {
+    // SAFETY: as above; a handler of the program that came in between puts back what it found.
+    u32::try_from(unsafe { calling().read_volatile() }).ok()?.checked_sub(1)
+}
+
 hook! {
     unsafe fn clone(function: *const c_void, stack: *mut c_void, flags: c_int, argument: *mut c_void, parent: *mut c_void, tls: *mut c_void, child: *mut c_void) -> c_int {
         match as_fork(u64::from(flags as u32)) {
@@ -170,7 +186,12 @@ hook! {
                 }
                 _ => {}
             }
-            real::syscall(number, a, b, c, d, e, f)
+            let word = calling();
+            let outer = word.read();
+            word.write_volatile((number as usize).wrapping_add(1));
+            let result = real::syscall(number, a, b, c, d, e, f);
+            word.write_volatile(outer);
+            result
         }
     }
 }
