@@ -91,8 +91,8 @@ static void *poller(void *x) { (void)x; struct ibv_wc w[4]; while (!stop) { int 
 static void *maker(void *x) { (void)x; while (!stop) { struct ibv_qp_init_attr i = {.send_cq = a.cq, .recv_cq = a.cq, .cap = {4, 4, 1, 1, 0}, .qp_type = IBV_QPT_RC}; struct ibv_qp *q = ibv_create_qp(pd, &i); OK(q); OK(!ibv_destroy_qp(q)); } return NULL; }
 static void threads(void) {
   both(IBV_QPT_RC, 0); pthread_t t[2]; OK(!pthread_create(t, NULL, poller, NULL) && !pthread_create(t + 1, NULL, maker, NULL));
-  for (long i = 0; i < 20000; i++) { while (i - done >= DEPTH) sched_yield(); OK(!request(&a, &b, i, IBV_WR_RDMA_WRITE, IBV_SEND_SIGNALED, 8)); }
-  while (done < 20000) sched_yield();
+  for (long i = 0; i < 4000; i++) { while (i - done >= DEPTH) sched_yield(); OK(!request(&a, &b, i, IBV_WR_RDMA_WRITE, IBV_SEND_SIGNALED, 8)); }
+  while (done < 4000) sched_yield();
   stop = 1; pthread_join(t[0], NULL); pthread_join(t[1], NULL); cycle(); none(&a);
   OK(!request(&a, &b, 5, IBV_WR_RDMA_WRITE, IBV_SEND_SIGNALED, 8)); expect(&a, 5, IBV_WC_RDMA_WRITE);
 }
