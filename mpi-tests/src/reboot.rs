@@ -4,7 +4,7 @@
 //! committed; the others restart what the one before has left in a folder of the host. In each act it is checkpointed and
 //! killed twice, so that half of all restarts are on another machine. The last act lets the job end with its own verdict;
 //! and what the solver has printed on its way must be, digit for digit, what a native run prints there.
-use crate::{Job, guest};
+use crate::{Job, guest, scenario};
 use anyhow::{Context as _, Result, ensure};
 use slackwater_harness::{Computation, Mode};
 use std::collections::BTreeSet;
@@ -65,7 +65,9 @@ pub fn play(job: &Job, tour: &Tour) -> Result<()> {
         computation.launch_with(&["--keep", "2"], &job.command()?)?;
         computation.wait_line("ready")?;
         computation.wait_line("beat")?;
-        go_on(&mut computation, &folder, tour.checkpoints)?;
+        if tour.checkpoints > 0 {
+            note(&folder, TALLY, &[scenario::go_on(&mut computation, tour.checkpoints)?])?;
+        }
     } else {
         ensure!(moved, "this machine has the GID of the one before");
         computation.restart_with(&["--keep", "2"])?;
@@ -93,26 +95,6 @@ pub fn play(job: &Job, tour: &Tour) -> Result<()> {
 /// Files in the folder that lasts: what was counted; what the solver has printed.
 const TALLY: &str = "tally";
 const BEATS: &str = "beats";
-
-/// So many checkpoints, each as soon as the one before is committed; the job must beat on after every tenth.
-fn go_on(computation: &mut Computation, folder: &Path, checkpoints: u32) -> Result<()> {
-    let mut stopped = Vec::new();
-    for n in 1..=checkpoints {
-        computation.checkpoint(&[]).with_context(|| format!("checkpoint {n}"))?;
-        let figures = computation.status()?.last_checkpoint.context("a checkpoint without figures")?;
-        stopped.push(figures["stopped"].as_f64().context("no time in the figures")?);
-        if n % 10 == 0 || n == checkpoints {
-            computation.wait_new_line("beat").with_context(|| format!("after checkpoint {n}"))?;
-        }
-    }
-    stopped.sort_by(f64::total_cmp);
-    if let (Some(middle), Some(longest)) = (stopped.get(stopped.len() / 2), stopped.last()) {
-        let text =
-            format!("  {checkpoints} checkpoints with go-on; stopped for {middle:.0} ms, at most {longest:.0} ms");
-        note(folder, TALLY, &[text])?;
-    }
-    Ok(())
-}
 
 fn kill(computation: &mut Computation, folder: &Path) -> Result<()> {
     computation.checkpoint(&[])?;

@@ -5,7 +5,7 @@ use slackwater_harness::{Computation, Mode};
 use std::fs;
 
 /// The names that [`play`] knows.
-pub const SCENARIOS: [&str; 6] = ["native", "go-on", "restart", "user", "digits", "ending"];
+pub const SCENARIOS: [&str; 7] = ["native", "go-on", "restart", "user", "digits", "ending", "contract"];
 
 /// Plays `scenario` with `checkpoints` checkpoints.
 ///
@@ -14,8 +14,9 @@ pub const SCENARIOS: [&str; 6] = ["native", "go-on", "restart", "user", "digits"
 /// - `restart`: checkpoint, SIGKILL of everything, restart; again and again, so that most are restarts of restarts.
 /// - `user`: `restart` by a user without any privilege.
 /// - `digits`: the solver, killed and restarted on its way, prints the very digits of an uninterrupted native run.
-///
 /// - `ending`: see [`ending`].
+/// - `contract`: so many checkpoints with go-on, each as soon as the one before is committed, and then [`KILLS`] times SIGKILL
+///   of everything and restart, all of one launch; it prints what it has counted.
 ///
 /// # Errors
 /// What went wrong, and at which checkpoint.
@@ -48,11 +49,15 @@ pub fn play(job: &Job, scenario: &str, checkpoints: u32) -> Result<()> {
             }
         }
         "restart" | "user" => cycles(&mut computation, checkpoints)?,
+        "contract" => return contract(job, computation, checkpoints),
         "digits" => return digits(job, computation, checkpoints),
         _ => bail!("no such scenario: {scenario}"),
     }
     computation.finish()
 }
+
+/// How often a `contract` kills everything and restarts.
+pub const KILLS: u32 = 25;
 
 /// Each program prints a line that begins so when it has gone once through its checks.
 const BEAT: &str = "beat";
@@ -65,6 +70,39 @@ fn cycles(computation: &mut Computation, checkpoints: u32) -> Result<()> {
         computation.restart_with(&["--keep", "2"])?;
         computation.wait_line(BEAT).with_context(|| format!("after restart {n}"))?;
     }
+    Ok(())
+}
+
+/// So many checkpoints, each as soon as the one before is committed; the job must beat on after every tenth. Gives a line
+/// that tells for how long it was stopped.
+///
+/// # Errors
+/// Which checkpoint failed.
+pub fn go_on(computation: &mut Computation, checkpoints: u32) -> Result<String> {
+    let mut stopped = Vec::new();
+    for n in 1..=checkpoints {
+        computation.checkpoint(&[]).with_context(|| format!("checkpoint {n}"))?;
+        let figures = computation.status()?.last_checkpoint.context("a checkpoint without figures")?;
+        stopped.push(figures["stopped"].as_f64().context("no time in the figures")?);
+        if n % 10 == 0 || n == checkpoints {
+            computation.wait_new_line(BEAT).with_context(|| format!("after checkpoint {n}"))?;
+        }
+    }
+    stopped.sort_by(f64::total_cmp);
+    let (middle, longest) = (stopped.get(stopped.len() / 2).copied(), stopped.last().copied());
+    let (middle, longest) = (middle.unwrap_or_default(), longest.unwrap_or_default());
+    Ok(format!("  {checkpoints} checkpoints with go-on; stopped for {middle:.0} ms, at most {longest:.0} ms"))
+}
+
+#[allow(clippy::print_stdout, reason = "the runs that count things say what they have counted")]
+fn contract(job: &Job, mut computation: Computation, checkpoints: u32) -> Result<()> {
+    let counted = go_on(&mut computation, checkpoints)?;
+    cycles(&mut computation, KILLS)?;
+    computation.finish()?;
+    println!(
+        "\n{counted}\n  {KILLS} times killed and restarted; {} ranks over {}: PASS",
+        job.ranks, job.transport.name
+    );
     Ok(())
 }
 

@@ -30,6 +30,8 @@ enum Over {
     All,
     /// Those in [`MAIN`].
     Main,
+    /// Those on this machine: sockets and shared memory.
+    Host,
     /// These; over the others never.
     Only(&'static [&'static str]),
 }
@@ -40,6 +42,7 @@ impl Over {
         match self {
             Self::All if !transport.verbs => Some(level),
             Self::All | Self::Main => Some(if MAIN.contains(&transport.name) { level } else { "full" }),
+            Self::Host => (!transport.verbs).then_some(level),
             Self::Only(names) => names.contains(&transport.name).then_some(level),
         }
     }
@@ -94,6 +97,9 @@ const ROWS: &[Row] = &[
     row("stress", &[], "restart", 4, 25, "full", Over::Main),
     row("stress", &[], "go-on", 4, 100, "full", Over::Main),
     row("solver", &["0", "64"], "restart", 8, 5, "full", Over::Main),
+    row("stress", &[], "contract", 2, 100, "full", Over::Host),
+    row("stress", &[], "contract", 4, 100, "full", Over::Host),
+    row("stress", &[], "contract", 8, 100, "full", Over::Host),
 ];
 
 /// Jobs over verbs, from machine to machine. Nine machines are sixteen restarts, half of them on another one.
