@@ -45,7 +45,7 @@ def patient(name, globals=None, locals=None, fromlist=(), level=0):
 
 
 builtins.__import__ = patient
-import pyverbs.enums  # noqa: E402
+import pyverbs.enums  # noqa: E402 (only after __import__ is ours)
 pyverbs.enums.__getattr__ = lambda name: 0 if name.startswith('IBV_') else getattr(None, name)
 
 
@@ -80,7 +80,7 @@ signal.signal(signal.SIGALRM, late)
 names = sorted(f[:-3] for f in os.listdir(package.__path__[0]) if re.match(r'test_(?!mlx5|efa|irdma|cuda|.*cuda|rdmacm)\w+\.py$', f))
 wanted = sys.argv[2:]
 sys.argv = sys.argv[:1]
-from args_parser import parser  # noqa: E402
+from args_parser import parser  # noqa: E402 (of the suite's folder, which is in the path only now)
 parser.parse_args()
 total = 0
 for name in names:

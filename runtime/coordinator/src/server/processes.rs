@@ -3,7 +3,7 @@ use super::{Event, Server, log};
 use crate::{
     machine::{Conn, Input, Token},
     prepare::{self, Preparing},
-    process::{self, Found},
+    process::{self, Found, Handle},
 };
 use rustix::process::Signal;
 use slackwater_protocol::{command::Status, message::ToProcess};
@@ -42,7 +42,6 @@ impl Server {
 
     /// `claim` (program, parent) None: the process is being restored, and is another program still.
     pub(super) fn watch(&mut self, conn: Conn, pid: i32, claim: Option<&(String, i32)>) {
-        let events = self.events.clone();
         let found = process::open(pid);
         if let Some((exe, ppid)) = claim {
             match process::is(pid, exe, *ppid) {
@@ -57,32 +56,34 @@ impl Server {
                 None => return,
             }
         }
-        match found {
-            Found::Alive(handle) => {
-                self.processes.insert(conn, (handle.clone(), pid));
-                tokio::spawn(async move {
-                    handle.died().await;
-                    drop(events.send(Event::Input(Input::Died(conn))));
-                });
-            }
-            Found::Dead => drop(events.send(Event::Input(Input::Died(conn)))),
-            Found::Unknown(error) => log(&format!("process {pid} cannot be watched: {error}")),
+        if let Some(handle) = self.follow(found, Input::Died(conn), &format!("process {pid}")) {
+            self.processes.insert(conn, (handle, pid));
         }
     }
 
     pub(super) fn watch_expected(&mut self, token: Token, pid: i32) {
-        let events = self.events.clone();
-        match process::open(pid) {
-            Found::Alive(handle) => {
-                self.expected.insert(token, (handle.clone(), pid));
-                tokio::spawn(async move {
-                    handle.died().await;
-                    drop(events.send(Event::Input(Input::ExpectedDied(token))));
-                });
-            }
-            Found::Dead => drop(events.send(Event::Input(Input::ExpectedDied(token)))),
-            Found::Unknown(error) => log(&format!("process {pid}, which was announced, cannot be watched: {error}")),
+        let who = format!("process {pid}, which was announced,");
+        if let Some(handle) = self.follow(process::open(pid), Input::ExpectedDied(token), &who) {
+            self.expected.insert(token, (handle, pid));
         }
+    }
+
+    /// Says `died` when that process has ended. None: it has, or cannot be watched.
+    fn follow(&self, found: Found, died: Input, who: &str) -> Option<Handle> {
+        let events = self.events.clone();
+        match found {
+            Found::Alive(handle) => {
+                let watched = handle.clone();
+                tokio::spawn(async move {
+                    watched.died().await;
+                    drop(events.send(Event::Input(died)));
+                });
+                return Some(handle);
+            }
+            Found::Dead => drop(events.send(Event::Input(died))),
+            Found::Unknown(error) => log(&format!("{who} cannot be watched: {error}")),
+        }
+        None
     }
 
     /// A stopped process cannot answer; its parent, if it is a member, may stand already and learns nothing of this.
