@@ -12,7 +12,7 @@ use crate::memory::{Owners, SharedObjects, Stored, huge_segments, private_files}
 use crate::sys::{self, SharedPage};
 use crate::tree::build::{self, NEXT_BARRIER, Place};
 use crate::tree::plan::{Id, Plan};
-use crate::{Generation, Options, Saved, attributes, clocks, coordinator, environment, namespace};
+use crate::{Generation, Options, Saved, attributes, clocks, coordinator, environment, namespace, outer};
 use anyhow::{Context, Result, anyhow};
 use slackwater_image::reader::Reader;
 use slackwater_objects::rebuild::{self, Computation, Prepared, ipc};
@@ -82,7 +82,8 @@ fn say(channel: &OwnedFd, tag: u8, body: &[u8]) {
 impl Init<'_> {
     fn start(&self, shared: &SharedPage, in_user_namespace: bool) -> Result<core::convert::Infallible> {
         sys::mask(libc::SIG_SETMASK, &sys::signals(&(1..=64).collect::<Vec<_>>()));
-        let signals = sys::signalfd(&sys::signals(&[libc::SIGCHLD])).context("signalfd")?;
+        let heard: Vec<i32> = outer::PASSED.into_iter().chain([libc::SIGCHLD]).collect();
+        let signals = sys::signalfd(&sys::signals(&heard)).context("signalfd")?;
         namespace::settle(in_user_namespace, self.ours.uids[1], self.ours.gids[1])?;
         namespace::next_pid(self.plan.free.0 + self.plan.nodes.len() as i32)?;
         let g = self.generation;
@@ -285,6 +286,21 @@ impl Init<'_> {
         let _ = sys::kill(target, signal);
     }
 
+    /// Signals to us: children that ended, and what somebody outside sent to the whole group of the command, in which we are,
+    /// too. The computation's first group would have it then, so it gets it, if it is another. Adds to `had` what it got.
+    fn heed(&self, signals: &OwnedFd, had: &mut u64) {
+        let group = self.generation.root().map(|r| self.plan.nodes[r].pgid);
+        while let Some(s) = sys::next_signal(signals) {
+            if s.number != libc::SIGCHLD
+                && (s.code, s.sender) == (libc::SI_USER, 0)
+                && let Some(Id::Is(g)) = group
+            {
+                let _ = sys::kill(-g, s.number);
+                *had |= 1 << s.number;
+            }
+        }
+    }
+
     fn watch(
         &self,
         shared: &SharedPage,
@@ -311,8 +327,9 @@ impl Init<'_> {
         let root = self.generation.root().map(|r| self.generation.saved[r].process.pid);
         let mut root_alive = root.is_some();
         let mut outside = true;
+        let mut had = 0;
         loop {
-            while sys::next_signal(signals).is_some() {}
+            self.heed(signals, &mut had);
             loop {
                 match sys::wait(-1, libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED) {
                     Ok(Some(w)) if Some(w.pid) == root => {
@@ -357,8 +374,14 @@ impl Init<'_> {
                         }
                     }
                     Ok(m) => {
+                        // The command got what its group was sent before it told us.
+                        self.heed(signals, &mut had);
                         if let (Some(&[tag, signal]), Some(root), true) = (m.first_chunk::<2>(), root, root_alive) {
-                            self.pass_on(tag, signal.into(), root);
+                            let bit = 1 << signal;
+                            if had & bit == 0 {
+                                self.pass_on(tag, signal.into(), root);
+                            }
+                            had &= !bit;
                         }
                     }
                     Err(_) => {}

@@ -2,6 +2,7 @@
 //! signals that it gets go there, it stops when that stops, and it ends as that ends.
 use crate::init::{self, Init};
 use crate::namespace::{self, Side};
+use crate::sys::Signal;
 use crate::tree::plan;
 use crate::{Options, attributes, environment, generation, sys};
 use anyhow::{Context, Result, anyhow};
@@ -34,7 +35,7 @@ impl End {
 }
 
 /// Signals that go through to the program.
-const PASSED: [i32; 9] = [
+pub const PASSED: [i32; 9] = [
     libc::SIGINT,
     libc::SIGTERM,
     libc::SIGHUP,
@@ -60,8 +61,11 @@ pub fn restart(options: &Options) -> Result<End> {
     let processes: Vec<_> = generation.saved.iter().map(|s| s.process.clone()).collect();
     let threads: Vec<i32> = generation.saved.iter().flat_map(|s| s.threads.iter().map(|t| t.tid)).collect();
     let terminals = generation.terminals();
-    let plan = plan::plan(&processes, &threads, generation.root(), &terminals, namespace::pid_max())?;
     let tty = Terminal::find();
+    // A terminal belongs to one session, and has its job control in the groups of that. Where there is none, nothing keeps the
+    // computation from the session and the group which it knows, whose numbers its programs may have kept.
+    let root = generation.root().filter(|_| tty.is_some());
+    let plan = plan::plan(&processes, &threads, root, &terminals, namespace::pid_max())?;
     let (here, there) = sys::channel().context("socketpair")?;
     environment::leave(options)?;
     let old_mask = sys::mask(libc::SIG_BLOCK, &sys::signals(&PASSED));
@@ -115,7 +119,7 @@ fn follow(channel: &OwnedFd, init_pid: i32, tty: Option<&Terminal>) -> Result<En
     loop {
         let ready = sys::poll(&[channel.as_raw_fd(), signals.as_raw_fd()], None).context("poll")?;
         if ready[1] {
-            while let Some((signal, code)) = sys::next_signal(&signals) {
+            while let Some(Signal { number: signal, code, .. }) = sys::next_signal(&signals) {
                 // The terminal sends to the whole group: who is in ours has it already.
                 const SI_KERNEL: i32 = 0x80;
                 if code != SI_KERNEL || group.is_some() {

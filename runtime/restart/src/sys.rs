@@ -183,14 +183,26 @@ pub fn signalfd(set: &libc::sigset_t) -> io::Result<OwnedFd> {
     }
 }
 
-/// The next signal: number, si_code. None: no more.
-pub fn next_signal(fd: &OwnedFd) -> Option<(i32, i32)> {
+/// A signal that came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signal {
+    /// Which.
+    pub number: i32,
+    /// Who sent it: si_code.
+    pub code: i32,
+    /// The sender, as this namespace sees it. 0: one outside of it, or the kernel.
+    pub sender: u32,
+}
+
+/// The next signal. None: no more.
+pub fn next_signal(fd: &OwnedFd) -> Option<Signal> {
     // SAFETY: signalfd_siginfo is plain data.
     unsafe {
         let mut info: libc::signalfd_siginfo = core::mem::zeroed();
         let len = size_of_val(&info);
         let n = libc::read(fd.as_raw_fd(), (&raw mut info).cast(), len);
-        (n == len as isize).then_some((info.ssi_signo as i32, info.ssi_code))
+        let signal = Signal { number: info.ssi_signo as i32, code: info.ssi_code, sender: info.ssi_pid };
+        (n == len as isize).then_some(signal)
     }
 }
 

@@ -280,7 +280,8 @@ fn main() {
             model.step(&mut r, seed % 4 >= 2);
         }
         let processes = model.processes();
-        let root = processes.iter().position(|p| p.pid == ROOT);
+        // A third is restarted without a terminal.
+        let root = processes.iter().position(|p| p.pid == ROOT).filter(|_| seed % 3 != 0);
         let plan = match plan::plan(&processes, &[], root, &[], 32768) {
             Ok(plan) => plan,
             // Subreapers can leave trees behind that no order of births gives; those are refused, in words.

@@ -18,6 +18,7 @@ pub fn all() -> Vec<Case> {
         case("another-address", another_address),
         case("no-object-stays", no_object_stays),
         case("strangers-segment", strangers_segment),
+        case("signal-to-group", signal_to_group),
     ];
     all[0].prepare = Box::new(|| family().map(drop));
     for case in &mut all {
@@ -36,6 +37,28 @@ fn family() -> Result<Vec<String>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
     let all = Program::all(&folder)?;
     all.iter().find(|p| p.name == "family").context("no program `family`")?.command()
+}
+
+/// What is sent to the process group of the command comes to the first group of the computation: to each of it, once.
+fn signal_to_group() -> Result<()> {
+    let mut shell = Computation::new(Mode::Pipe)?;
+    shell.under(&["setsid"]);
+    let script = "trap 'echo parent had it; wait; exit 3' TERM; \
+                  (trap 'echo child had it; exit' TERM; while :; do echo beat; sleep 0.05; done) & wait; exit 4";
+    shell.launch(&["/bin/bash", "-c", script].map(str::to_owned))?;
+    shell.wait_line("beat")?;
+    shell.checkpoint(&[])?;
+    shell.sigkill_all()?;
+    shell.restart(None)?;
+    shell.wait_line("beat")?;
+    let output = shell.output()?.clone();
+    let done = Command::new("kill").args(["-TERM", "--", &format!("-{}", shell.pid()?)]).status()?;
+    ensure!(done.success(), "kill: {done}");
+    let status = shell.wait_exit()?;
+    let mut lines: Vec<String> = output.lines().into_iter().filter(|l| l.ends_with("had it")).collect();
+    lines.sort();
+    ensure!(lines == ["child had it", "parent had it"] && status.code() == Some(3), "{lines:?}, {status}");
+    Ok(())
 }
 
 fn copy_folder(from: &Path, to: &Path) -> Result<()> {

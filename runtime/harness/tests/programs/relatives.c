@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include "check.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
@@ -35,7 +36,8 @@ int main(void) {
     pids = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(pids != MAP_FAILED && pipe(here) == 0 && pipe(over) == 0, "mmap, pipe");
     CHECK(prctl(PR_SET_CHILD_SUBREAPER, 1) == 0, "prctl");
-    pid_t me = getpid(), quick = fork();
+    int terminal = open("/dev/tty", O_RDONLY | O_CLOEXEC) >= 0;
+    pid_t me = getpid(), group = getpgrp(), sid = getsid(0), quick = fork();
     if (quick == 0) _exit(7);
     pid_t shot = fork();
     if (shot == 0) kill(getpid(), SIGKILL);
@@ -98,7 +100,9 @@ int main(void) {
         CHECK(getsid(pids[ORPHAN]) == daemon && getpgid(pids[ORPHAN]) == daemon, "the orphan is in session %d", getsid(pids[ORPHAN]));
         CHECK(getsid(session) == session && getsid(pids[GROUP]) == session && getpgid(pids[GROUP]) == pids[GROUP], "the session");
         CHECK(getsid(pids[SESSION]) == pids[SESSION] && getpgid(spawned) == spawned, "sessions and groups");
-        CHECK(getpgid(late) == getpgrp() && getpgid(middle) == getpgrp(), "our group");
+        // On a terminal, group and session are the restart command's.
+        CHECK(terminal || (getpgrp() == group && getpgid(late) == group && getpgid(middle) == group), "group %d, not %d", getpgrp(), group);
+        CHECK(terminal || (getsid(0) == sid && getsid(late) == sid && getsid(middle) == sid), "session %d, not %d", getsid(0), sid);
         info.si_pid = 0;
         CHECK(waitid(P_PID, quick, &info, WEXITED | WNOWAIT | WNOHANG) == 0 && info.si_pid == quick && info.si_status == 7, "the zombie");
         CHECK(syscall(SYS_pidfd_send_signal, alive, 0, NULL, 0) == 0, "pidfd_send_signal");

@@ -10,9 +10,10 @@
 //! * where the leader of a session or group has ended (but its number lives on with the members), a stand-in takes the
 //!   number, makes the members, and ends.
 //!
-//! Numbers that belong to the world outside (the shell's session; group and parent 0, which is how a pid namespace shows
-//! what lies outside of it) map to those of `slackwater restart` itself. So does a session that is led by one of ours on a
-//! terminal that is not (the first program of an xterm): a terminal belongs to one session, and here that is the restart's.
+//! Numbers that belong to the world outside (the shell's session, where the restart has a terminal; group and parent 0,
+//! which is how a pid namespace shows what lies outside of it) map to those of `slackwater restart` itself. So does a session
+//! that is led by one of ours on a terminal that is not (the first program of an xterm): a terminal belongs to one session,
+//! and here that is the restart's.
 use slackwater_image::meta::Process;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -118,8 +119,9 @@ pub struct Plan {
 
 /// Makes the plan.
 ///
-/// `threads`: all further numbers in use (thread ids). `root`: index of the computation's first process, if it still lives:
-/// its session and group count as the world outside where their leaders are not among `processes`. `terminals`: device
+/// `threads`: all further numbers in use (thread ids). `root`: index of the computation's first process, if it still lives
+/// and the restart has a terminal: its session and group count as the world outside where their leaders are not among
+/// `processes`. Without it they are made again under their numbers. `terminals`: device
 /// numbers (as in /proc/PID/stat) of terminals that the computation itself makes. `pid_max`: numbers end below it.
 pub fn plan(
     processes: &[Process],
@@ -163,8 +165,9 @@ impl Maker {
         let zombies = || processes.iter().flat_map(|p| p.zombies.iter().map(|z| (p.pid, z)));
         let alive_or_dead: BTreeSet<i32> = pids.iter().copied().chain(zombies().map(|(_, z)| z.pid)).collect();
         // The world outside: where the first process was launched from, unless it leads session or group itself.
-        let mut outside_sids = BTreeSet::from([0]);
-        let mut outside_pgids = BTreeSet::from([0]);
+        // (Number 1, of a container's first process, cannot be had again.)
+        let mut outside_sids = BTreeSet::from([0, 1]);
+        let mut outside_pgids = BTreeSet::from([0, 1]);
         if let Some(root) = root.and_then(|r| processes.get(r)) {
             if !alive_or_dead.contains(&root.sid) {
                 outside_sids.insert(root.sid);
