@@ -9,7 +9,7 @@
 use crate::cq::Cq;
 use crate::qp::{Keep, MARKER, Qp, Soaked};
 use crate::srq::Srq;
-use crate::{ah::Ah, context::Context, mr, peers, sync::Inside};
+use crate::{ah::Ah, context::Context, mr, peers, sync::{Held, Inside}};
 use alloc::vec::Vec;
 use core::ffi::{c_int, c_uint};
 use core::mem::MaybeUninit;
@@ -25,8 +25,17 @@ pub(crate) const INLINE: c_uint = 8;
 
 /// `ibv_post_send(3)`, through `context->ops`.
 pub(crate) unsafe extern "C" fn post_send(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad: *mut *mut ibv_send_wr) -> c_int {
+    let q = &mut *qp.cast::<Qp>();
+    match Held::take(&raw const q.sq_lock) {
+        Some(_held) => send_locked(q, wr, bad),
+        None => send_slowly(q, wr, bad),
+    }
+}
+
+/// By a thread that the lock does not lean to.
+#[cold]
+unsafe fn send_slowly(qp: &mut Qp, wr: *mut ibv_send_wr, bad: *mut *mut ibv_send_wr) -> c_int {
     let _w = Inside::enter();
-    let qp = &mut *qp.cast::<Qp>();
     qp.sq_lock.acquire();
     let ret = send_locked(qp, wr, bad);
     qp.sq_lock.release();
@@ -146,8 +155,18 @@ unsafe fn send_copied(qp: &mut Qp, mut wr: *mut ibv_send_wr, bad: *mut *mut ibv_
 
 /// `ibv_post_recv(3)`, through `context->ops`.
 pub(crate) unsafe extern "C" fn post_recv(qp: *mut ibv_qp, wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
+    let q = &mut *qp.cast::<Qp>();
+    match Held::take(&raw const q.rq_lock) {
+        Some(_held) if !q.rq_slow => recv_fast(q, wr, bad),
+        Some(_held) => recv_slow(q, wr, bad),
+        None => recv_slowly(q, wr, bad),
+    }
+}
+
+/// By a thread that the lock does not lean to.
+#[cold]
+unsafe fn recv_slowly(qp: &mut Qp, wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
     let _w = Inside::enter();
-    let qp = &mut *qp.cast::<Qp>();
     qp.rq_lock.acquire();
     let ret = if qp.rq_slow { recv_slow(qp, wr, bad) } else { recv_fast(qp, wr, bad) };
     qp.rq_lock.release();
@@ -254,6 +273,7 @@ pub(crate) unsafe fn account(cq: &mut Cq, w: &mut ibv_wc) -> bool {
 }
 
 /// A successful receive from a shared queue, none of ours being posted there.
+#[inline(never)]
 unsafe fn shared(srq: *mut Srq, w: &mut ibv_wc) {
     let mut pool = (*srq).pool.lock();
     if let Some(slot) = pool.slot_of(w.wr_id) {

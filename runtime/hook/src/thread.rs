@@ -67,6 +67,12 @@ pub fn guard_block() -> *mut PerThread {
     arch::thread_pointer().wrapping_add_signed(offset()) as *mut PerThread
 }
 
+/// Where that block lies from the thread pointer: the same in each thread, for the process's life.
+#[inline]
+pub fn guard_offset() -> isize {
+    offset()
+}
+
 /// From here on this thread is not stopped. Nests. Async-signal-safe.
 #[inline(always)]
 pub fn wrapper_enter() {
