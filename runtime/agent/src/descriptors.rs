@@ -96,11 +96,12 @@ impl Survey {
         Ok(sections)
     }
 
-    /// After a restart, in the program's descriptor table.
+    /// After a restart, in the program's descriptor table, on a thread of the program.
     ///
     /// # Errors
-    /// A notification that cannot be asked for again.
+    /// What the kernel does not give this process again.
     pub fn restarted(&self) -> Result<(), String> {
+        self.shared.restarted()?;
         self.table.as_ref().map_or(Ok(()), slackwater_objects::restarted).map_err(|e| e.to_string())
     }
 }

@@ -12,9 +12,9 @@ use alloc::{
 };
 use slackwater_image::meta::{Backing, Region, flag};
 use slackwater_objects::{
-    Mapped, fill_ipc,
+    Mapped, Undo, fill_ipc,
     ipc::{Class, Ipc},
-    survey_ipc,
+    survey_ipc, take_on_undos,
 };
 use slackwater_protocol::message::SharedRange;
 
@@ -23,6 +23,7 @@ use slackwater_protocol::message::SharedRange;
 pub struct Shared {
     ipc: Ipc,
     mapped: Vec<Mapped>,
+    undos: Vec<Undo>,
 }
 
 /// Device, inode, and offset of a shared region's first byte.
@@ -75,7 +76,7 @@ impl Shared {
             end: size.max(1).next_multiple_of(PAGE),
             write: true,
         }));
-        Ok((Self { ipc, mapped }, out))
+        Ok((Self { ipc, mapped, undos: Vec::new() }, out))
     }
 
     /// The section of the image: System V objects that are not saved elsewhere. None: there are none.
@@ -84,10 +85,18 @@ impl Shared {
     /// The kernel does not answer.
     pub fn fill(&mut self, elsewhere: &[SharedRange]) -> Result<Option<Vec<u8>>, String> {
         let skip = |class: Class, id: i32| elsewhere.iter().any(|s| (s.dev, s.ino) == (class.device(), id as u64));
-        fill_ipc(&mut self.ipc, &self.mapped, skip).map_err(|e| e.to_string())?;
+        self.undos = fill_ipc(&mut self.ipc, &self.mapped, skip).map_err(|e| e.to_string())?;
         if self.ipc == Ipc::default() {
             return Ok(None);
         }
         postcard::to_allocvec(&self.ipc).map(Some).map_err(|e| e.to_string())
+    }
+
+    /// In the restarted process: it takes on again what SEM_UNDO does at its end.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn restarted(&self) -> Result<(), String> {
+        take_on_undos(&self.undos).map_err(|e| alloc::format!("what SEM_UNDO does at the end of the process: {e}"))
     }
 }

@@ -1,8 +1,8 @@
 //! System V IPC (sysvipc(7)): what an image has of shared memory segments, semaphore sets and message queues.
 //!
 //! A restart runs in an IPC namespace of its own, in which every object has its old number again; so the numbers in the
-//! program's memory stay true and no call is translated. Not kept: times, the numbers of the processes that made or used
-//! an object last, and the adjustments of SEM_UNDO, which the kernel shows to nobody.
+//! program's memory stay true and no call is translated. Not kept: times, and the numbers of the processes that made or used
+//! an object last. The adjustments of SEM_UNDO are each process's own business (`capture::undo`).
 use crate::model::Contents;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};

@@ -8,7 +8,7 @@
 //! Rules: as in [`super`]: a message is looked at (MSG_COPY, Linux 3.8), not received; a segment is attached for reading
 //! and detached again, which leaves traces in its times and its last process alone.
 #![allow(unsafe_code)] // Reason: system calls that no safe wrapper covers.
-use super::{CaptureError, Result, fdinfo::words, file::NAMELESS_LIMIT};
+use super::{CaptureError, Result, Undo, fdinfo::words, file::NAMELESS_LIMIT, undo};
 use crate::ipc::{Class, Head, Ipc, Queue, Segment, Set};
 use crate::model::Contents;
 use alloc::{format, vec, vec::Vec};
@@ -128,11 +128,11 @@ pub fn survey_ipc(mapped: &[Mapped]) -> Result<Ipc> {
 
 /// Takes values, messages, and those bytes of segments that are not among this process's pages. All processes of the
 /// computation must stand. `ipc` is what [`survey_ipc`] found; what has gone since then is left out, what has come is added,
-/// and what another process saves (`elsewhere`) is dropped.
+/// and what another process saves (`elsewhere`) is dropped. Tells what SEM_UNDO has in store for the end of this process.
 ///
 /// # Errors
 /// An object that cannot be read, or is too large.
-pub fn fill_ipc(ipc: &mut Ipc, mapped: &[Mapped], elsewhere: impl Fn(Class, i32) -> bool) -> Result<()> {
+pub fn fill_ipc(ipc: &mut Ipc, mapped: &[Mapped], elsewhere: impl Fn(Class, i32) -> bool) -> Result<Vec<Undo>> {
     let now = survey_ipc(mapped)?;
     let rows = table(b"/proc/sysvipc/shm");
     let mut out = Ipc::default();
@@ -195,8 +195,35 @@ pub fn fill_ipc(ipc: &mut Ipc, mapped: &[Mapped], elsewhere: impl Fn(Class, i32)
             }
         }
     }
+    let undos = undos(&mut out.sets, |id| elsewhere(Class::Semaphores, id))?;
     *ipc = out;
-    Ok(())
+    Ok(undos)
+}
+
+/// This process's adjustments in all sets. One that nobody has named before is ours by that.
+fn undos(sets: &mut Vec<Set>, elsewhere: impl Fn(i32) -> bool) -> Result<Vec<Undo>> {
+    let mut out = Vec::new();
+    let rows = table(b"/proc/sysvipc/sem");
+    if rows.len() < 2 {
+        return Ok(out);
+    }
+    let whose = Whose::find()?;
+    // otime: the last operation. Before this process began it was not this process's.
+    for row in rows.iter().filter(|r| r.len() >= 10 && r[8] != 0 && (whose.all || r[8] >= whose.since)) {
+        let mut set = Set { head: head(row, 4), values: vec![0; row[3] as usize] };
+        let id = set.head.id;
+        match semctl_all(&mut set).and_then(|()| undo::find(id, &set.values)) {
+            Ok(found) => {
+                if !found.is_empty() && !elsewhere(id) && sets.iter().all(|s| s.head.id != id) {
+                    sets.push(set);
+                }
+                out.extend(found);
+            }
+            Err(e) if gone(e) => {}
+            Err(e) => return Err(CaptureError::call(-1, &format!("asking for SEM_UNDO's adjustments in set {id}"), e)),
+        }
+    }
+    Ok(out)
 }
 
 /// Removed meanwhile, or (a stranger's, taken by mistake) not for us to read.

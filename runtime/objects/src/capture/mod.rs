@@ -22,10 +22,12 @@ mod ipc;
 mod mq;
 mod pipe;
 pub(crate) mod tty;
+mod undo;
 mod watch;
 
 pub use flight::release;
 pub use ipc::{Mapped, fill_ipc, survey_ipc};
+pub use undo::{Undo, take_on as take_on_undos};
 
 /// Why a process cannot be checkpointed as it is; the program runs on.
 #[derive(Clone, Debug, PartialEq, Eq)]
