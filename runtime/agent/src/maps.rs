@@ -7,7 +7,10 @@ use crate::{
     text::{dec, hex, lines},
 };
 use alloc::{ffi::CString, format, string::String, vec::Vec};
-use core::ffi::CStr;
+use core::{
+    ffi::CStr,
+    sync::atomic::{AtomicI32, Ordering::Relaxed},
+};
 use slackwater_image::meta::{Backing, FileId, Range, Region, flag};
 
 /// The mappings of this process.
@@ -37,6 +40,7 @@ const FLAGS: &[(&[u8; 2], u32)] = &[
     (b"rr", flag::RANDOM),
     (b"ht", flag::HUGETLB),
     (b"mw", flag::MAYWRITE),
+    (b"sl", flag::SEALED),
 ];
 /// Mappings of a device's own memory.
 const DEVICE: &[&[u8; 2]] = &[b"io", b"pf"];
@@ -248,13 +252,35 @@ const LOCKS: u32 = flag::LOCKED | flag::ONFAULT;
 #[derive(Default)]
 pub struct Before(Vec<(Range, u32)>);
 
+/// What mlockall(2) was told of memory to come.
+static FUTURE: AtomicI32 = AtomicI32::new(0);
+
+/// In the restored process: the kernel is told again.
+pub fn lock_future() {
+    let flags = FUTURE.load(Relaxed);
+    if flags != 0 {
+        // SAFETY: a number. A refusal (the limit is lower here) is ignored, as with what is locked already.
+        _ = unsafe { sc!(mlockall, flags) };
+    }
+}
+
 /// Asks. Walks all page tables, as smaps does: to be called before the program is stopped.
 ///
 /// # Errors
 /// As [`parse`].
 pub fn before() -> Result<Before, String> {
+    // mlockall(MCL_FUTURE) is seen by what is mapped anew.
+    let fresh = sys::map_anonymous(4096, 0).map_or(0, |p| p as u64);
     let text = sys::read_file(c"/proc/self/smaps").unwrap_or_default();
-    let regions = parse(&text, &[])?.regions.into_iter();
+    let regions = parse(&text, &[])?.regions;
+    if fresh != 0 {
+        let flags = regions.iter().find(|r| (r.range.start..r.range.end).contains(&fresh)).map_or(0, |r| r.flags);
+        let onfault = if flags & flag::ONFAULT != 0 { libc::MCL_ONFAULT } else { 0 };
+        FUTURE.store(if flags & flag::LOCKED != 0 { libc::MCL_FUTURE | onfault } else { 0 }, Relaxed);
+        // SAFETY: mapped above.
+        _ = unsafe { sc!(munmap, fresh, 4096) };
+    }
+    let regions = regions.into_iter();
     let kept = |r: &Region| if r.flags & flag::SYSV != 0 { r.flags } else { r.flags & (FRAGILE | LOCKS) };
     Ok(Before(regions.map(|r| (r.range, kept(&r))).filter(|r| r.1 != 0).collect()))
 }

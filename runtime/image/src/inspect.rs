@@ -141,7 +141,7 @@ pub struct CodecReport {
     pub stored: u64,
 }
 
-const FLAGS: [(u32, &str); 14] = [
+const FLAGS: [(u32, &str); 15] = [
     (flag::GROWSDOWN, "growsdown"),
     (flag::NORESERVE, "noreserve"),
     (flag::DONTFORK, "dontfork"),
@@ -156,6 +156,7 @@ const FLAGS: [(u32, &str); 14] = [
     (flag::RANDOM, "random"),
     (flag::HUGETLB, "hugetlb"),
     (flag::CUTOUT, "cutout"),
+    (flag::SEALED, "sealed"),
 ];
 
 impl Report {

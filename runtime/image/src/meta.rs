@@ -312,4 +312,6 @@ pub mod flag {
     pub const SYSV: u32 = 16384;
     /// With [`LOCKED`]: mlock2(2)'s MLOCK_ONFAULT.
     pub const ONFAULT: u32 = 32768;
+    /// mseal(2), Linux 6.10.
+    pub const SEALED: u32 = 65536;
 }

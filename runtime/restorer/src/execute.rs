@@ -90,6 +90,7 @@ fn execute(o: &Op, step: u64) {
         op::ADVISE => _ = call(nr::MADVISE, [addr, len, arg, 0, 0, 0]),
         op::POPULATE => _ = call(nr::MADVISE, [addr, len, MADV_POPULATE_WRITE, 0, 0, 0]),
         op::LOCK => _ = call(nr::MLOCK2, [addr, len, o.flags as usize, 0, 0, 0]),
+        op::SEAL => _ = call(nr::MSEAL, [addr, len, 0, 0, 0, 0]),
         op::MOVE => {
             let r = call(nr::MREMAP, [arg, len, len, 3, addr, 0]);
             check(r, b"mremap", step);

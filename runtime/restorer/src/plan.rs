@@ -50,6 +50,8 @@ pub mod op {
     pub const POPULATE: u64 = 11;
     /// shmat(fd, addr, flags); must land at addr.
     pub const SHMAT: u64 = 12;
+    /// mseal(addr, len). A refusal (the kernel is older) is ignored.
+    pub const SEAL: u64 = 13;
 }
 
 /// One thread to make.

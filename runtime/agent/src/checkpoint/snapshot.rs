@@ -130,6 +130,7 @@ impl Keeper {
             crate::arena::Scratch::leave();
             stop::restore_self(&own);
             process::restore(&facts.process);
+            maps::lock_future();
             return Ok(None);
         }
         let result = shot.result.take();

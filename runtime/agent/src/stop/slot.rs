@@ -28,6 +28,8 @@ pub struct Slot {
     personality: i32,
     /// As `personality`.
     deathsig: i32,
+    /// As `personality`.
+    securebits: i32,
     /// Signals wait for this thread alone.
     pub owns_pending: AtomicBool,
     /// What the checkpoint thread asks of the parked thread, of those in [`super::parked`]; 0: nothing.
@@ -63,6 +65,7 @@ pub fn capture(slot: &mut Slot) {
         slot.timerslack = sc!(prctl, libc::PR_GET_TIMERSLACK, 0, 0, 0, 0).unwrap_or(0) as u64;
         slot.personality = sc!(personality, 0xffff_ffffu32).unwrap_or(0) as i32;
         _ = sc!(prctl, libc::PR_GET_PDEATHSIG, &raw mut slot.deathsig, 0, 0, 0);
+        slot.securebits = sc!(prctl, libc::PR_GET_SECUREBITS, 0, 0, 0, 0).unwrap_or(0) as i32;
         slot.policy = sc!(sched_getscheduler, 0).unwrap_or(0) as i32;
         slot.priority = 0;
         _ = sc!(sched_getparam, 0, &raw mut slot.priority);
@@ -93,6 +96,9 @@ pub fn restore(slot: &Slot) {
         _ = sc!(prctl, libc::PR_SET_TIMERSLACK, slot.timerslack, 0, 0, 0);
         _ = sc!(personality, slot.personality);
         _ = sc!(prctl, libc::PR_SET_PDEATHSIG, slot.deathsig, 0, 0, 0);
+        if slot.securebits != 0 {
+            _ = sc!(prctl, libc::PR_SET_SECUREBITS, slot.securebits, 0, 0, 0);
+        }
         _ = sc!(sched_setaffinity, 0, slot.affinity_len, slot.affinity.as_ptr());
         if slot.policy != 0 || slot.priority != 0 {
             _ = sc!(sched_setscheduler, 0, slot.policy, &raw const slot.priority);

@@ -3,12 +3,13 @@
 //# Level: quick
 //# Modes: pipe, user
 // What a process and its threads are, beside memory and registers: limits, umask, folder, personality, prctl settings, names,
-// affinity, scheduling, niceness, timer slack, ids, groups, capabilities, I/O priority, what the kernel's killer and core files
+// affinity, scheduling, niceness, timer slack, ids, groups, capabilities, securebits, I/O priority, what the kernel's killer and core files
 // are to know.
 #include "check.h"
 #include <grp.h>
 #include <linux/capability.h>
 #include <linux/ioprio.h>
+#include <linux/securebits.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/personality.h>
@@ -23,7 +24,7 @@ struct seen {
     unsigned personality, mask;
     pid_t pid, tid, sid, pgid;
     uid_t ids[6];
-    int dumpable, deathsig, slack, nice, policy, thp, subreaper, io;
+    int dumpable, deathsig, slack, nice, policy, thp, subreaper, io, secure;
     cpu_set_t cpus;
 };
 
@@ -49,6 +50,7 @@ static void privileges(void) {
     data[0].inheritable |= 1 << CAP_NET_BIND_SERVICE;
     CHECK(syscall(SYS_capset, &header, data) == 0, "capset");
     CHECK(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_NET_BIND_SERVICE, 0, 0) == 0, "ambient");
+    CHECK(prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP) == 0, "securebits");
 }
 
 static void look(struct seen *s) {
@@ -81,6 +83,7 @@ static void look(struct seen *s) {
     s->slack = prctl(PR_GET_TIMERSLACK);
     s->thp = prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0);
     CHECK(prctl(PR_GET_CHILD_SUBREAPER, &s->subreaper) == 0, "subreaper");
+    s->secure = prctl(PR_GET_SECUREBITS);
     s->nice = getpriority(PRIO_PROCESS, gettid());
     s->policy = sched_getscheduler(gettid());
     CHECK(sched_getaffinity(0, sizeof s->cpus, &s->cpus) == 0, "affinity");
@@ -108,6 +111,7 @@ static void compare(const struct seen *was) {
     CHECK(strcmp(is.oom, was->oom) == 0 && strcmp(is.core, was->core) == 0, "oom_score_adj %s, core %s", is.oom, is.core);
     SAME(io);
     SAME(thp);
+    SAME(secure);
     SAME(subreaper);
     CHECK(is.nice == was->nice, "niceness %d, it was %d", is.nice, was->nice);
     SAME(policy);

@@ -205,6 +205,9 @@ fn memory(entry: &Entry, content: &Content, ops: &mut Vec<Op>) -> Result<()> {
             let flags = if r.flags & flag::ONFAULT != 0 { u64::from(libc::MLOCK_ONFAULT) } else { 0 };
             ops.push(Op { flags, ..new(op::LOCK, r.range) });
         }
+        if r.flags & flag::SEALED != 0 {
+            ops.push(new(op::SEAL, r.range));
+        }
     }
     let mut close: Vec<RawFd> = entry.region_fds.values().copied().collect();
     close.push(entry.image.file().as_raw_fd());

@@ -109,6 +109,7 @@ pub mod nr {
     pub const EXIT_GROUP: usize = 231;
     pub const EXIT: usize = 60;
     pub const CLONE3: usize = 435;
+    pub const MSEAL: usize = 462;
 }
 
 const ARCH_SET_GS: u32 = 0x1001;
