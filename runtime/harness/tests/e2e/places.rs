@@ -321,6 +321,9 @@ const OBJECTS: &str = "import ctypes, mmap, os, signal, time\n\
     ids = [libc.shmget(key, 4096, 0o1600), libc.semget(key, 1, 0o1600), libc.msgget(key, 0o1600)]\n\
     libc.shmat.restype = ctypes.c_void_p\n\
     assert min(ids) >= 0 and libc.shmat(ids[0], None, 0) > 0\n\
+    queue = f'/sw-objects-{key}'.encode()\n\
+    mq = libc.mq_open(queue, os.O_CREAT | os.O_RDWR, 0o600, None)\n\
+    assert mq >= 0 and libc.mq_send(mq, b'x', 1, 0) == 0\n\
     name = f'/dev/shm/sw-objects-{key}'\n\
     fd = os.open(name, os.O_CREAT | os.O_RDWR)\n\
     os.ftruncate(fd, 4096)\n\
@@ -330,6 +333,7 @@ const OBJECTS: &str = "import ctypes, mmap, os, signal, time\n\
     print('key', key, flush=True)\n\
     while not os.path.exists(os.environ['SW_STOP']):\n    print('beat', bool(context.value), flush=True)\n    time.sleep(0.02)\n\
     libc.shmctl(ids[0], 0, None), libc.semctl(ids[1], 0, 0), libc.msgctl(ids[2], 0, None), os.unlink(name)\n\
+    assert libc.mq_getattr(mq, ctypes.create_string_buffer(64)) == 0 and libc.mq_unlink(queue) == 0\n\
     print('PASS', flush=True)\n";
 
 /// How many System V objects on this host have this key.
@@ -340,6 +344,14 @@ fn with_key(key: &str) -> Result<usize> {
         count += text.lines().filter(|line| line.split_whitespace().next() == Some(key)).count();
     }
     Ok(count)
+}
+
+/// What mq_open(3) or mq_unlink(3) says of the program's POSIX message queue on this host: is it there?
+fn posix_queue(key: &str, function: &str) -> Result<bool> {
+    let script = format!(
+        "import ctypes, os, sys; sys.exit(ctypes.CDLL(None).{function}(b'/sw-objects-{key}', os.O_RDONLY) < 0)"
+    );
+    Ok(Command::new("python3").args(["-c", &script]).status()?.success())
 }
 
 /// What the runtime itself gives names to for a moment: files in /dev/shm and /tmp, and abstract sockets.
@@ -368,7 +380,7 @@ fn no_names_stay(before: &[String], when: &str) -> Result<()> {
     Ok(())
 }
 
-/// System V objects, names in /dev/shm and sockets: a restart has its own, which end with it; and the runtime leaves none.
+/// System V objects, POSIX message queues, names in /dev/shm and sockets: a restart has its own, which end with it; and the runtime leaves none.
 fn no_object_stays() -> Result<()> {
     let before = named_by_us()?;
     let mut computation = Computation::new(Mode::Pipe)?;
@@ -383,10 +395,12 @@ fn no_object_stays() -> Result<()> {
     let number = format!("{:#x}", key.parse::<u32>()?);
     let removed = Command::new("ipcrm").args(["-M", &number, "-S", &number, "-Q", &number]).status()?;
     ensure!(removed.success() && with_key(&key)? == 0, "ipcrm: {removed}");
+    ensure!(posix_queue(&key, "mq_unlink")?, "the killed program's POSIX queue is not there");
 
     computation.restart(None)?;
     computation.wait_line("beat False")?;
-    ensure!(with_key(&key)? == 0, "a restart made its objects outside of its namespace");
+    let outside = with_key(&key)? != 0 || posix_queue(&key, "mq_open")?;
+    ensure!(!outside, "a restart made its objects outside of its namespace");
     let tree = slackwater_harness::tree(computation.pid()?);
     let program = tree.last().context("no program")?;
     ensure!(Command::new("kill").args(["-USR1", &program.to_string()]).status()?.success(), "kill -USR1 {program}");
@@ -406,7 +420,7 @@ fn no_object_stays() -> Result<()> {
     computation.finish()?;
     clean(&computation, "after its end")?;
     no_names_stay(&before, "after its end")?;
-    ensure!(with_key(&key)? == 0, "objects of key {key} are left");
+    ensure!(with_key(&key)? == 0 && !posix_queue(&key, "mq_open")?, "objects of key {key} are left");
     let name = format!("/dev/shm/sw-objects-{key}");
     ensure!(!Path::new(&name).exists(), "{name} is left");
     Ok(())
