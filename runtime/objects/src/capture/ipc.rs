@@ -47,6 +47,77 @@ fn table(path: &[u8]) -> Vec<Vec<i64>> {
     text.split(|&b| b == b'\n').skip(1).map(|line| words(line).enumerate().map(number).collect()).collect()
 }
 
+/// What anybody may know of an object.
+struct Row {
+    head: Head,
+    creator: i64,
+    /// Processes that made it or used it last; of semaphores, each has its own.
+    pids: [i64; 2],
+    /// Seconds since the epoch: when it was made or changed, and used.
+    made: i64,
+    used: i64,
+    /// Bytes, or semaphores.
+    size: u64,
+}
+
+impl Row {
+    fn new(id: usize, p: &libc::ipc_perm, size: u64) -> Self {
+        let head = Head { id: id as i32, key: p.__key, mode: u32::from(p.mode), uid: p.uid, gid: p.gid };
+        Self { head, creator: i64::from(p.cuid), pids: [0; 2], made: 0, used: 0, size }
+    }
+}
+
+/// Objects of a kind: each is asked for by its place in the kernel's list, for on a machine with thousands of strangers' objects
+/// the text in /proc/sysvipc costs ten times as much. Before Linux 4.17, whoever has no right to one does not see it.
+fn list<T>(call: libc::c_long, info: usize, any: usize, stat: usize, row: impl Fn(usize, &T) -> Row) -> Vec<Row> {
+    // SAFETY: the kernel's structs of numbers, all zeros.
+    let (mut numbers, mut object): ([u64; 16], T) = unsafe { core::mem::zeroed() };
+    // semctl(2) has the number of a semaphore before the command.
+    let ask = |at: usize, command: usize, out: usize| {
+        let args = if call == libc::SYS_semctl { [at, 0, command, out, 0, 0] } else { [at, command, out, 0, 0, 0] };
+        // SAFETY: `out` has room for what the command fills in.
+        unsafe { sys::call(call, args) }
+    };
+    // The highest place; also where there is none.
+    let Ok(highest) = ask(0, info, &raw mut numbers as usize) else { return Vec::new() };
+    let mut out = Vec::new();
+    for at in 0..=highest {
+        let mut found = ask(at, any, &raw mut object as usize);
+        if found.is_err() {
+            found = ask(at, stat, &raw mut object as usize);
+        }
+        out.extend(found.ok().map(|id| row(id, &object)));
+    }
+    out
+}
+
+fn segments() -> Vec<Row> {
+    // SHM_INFO, SHM_STAT_ANY, SHM_STAT of <linux/shm.h>.
+    list(libc::SYS_shmctl, 14, 15, 13, |id, s: &libc::shmid_ds| Row {
+        pids: [s.shm_cpid.into(), s.shm_lpid.into()],
+        made: s.shm_ctime,
+        ..Row::new(id, &s.shm_perm, s.shm_segsz as u64)
+    })
+}
+
+fn sets() -> Vec<Row> {
+    // SEM_INFO, SEM_STAT_ANY, SEM_STAT.
+    list(libc::SYS_semctl, 19, 20, 18, |id, s: &libc::semid_ds| Row {
+        made: s.sem_ctime,
+        used: s.sem_otime,
+        ..Row::new(id, &s.sem_perm, s.sem_nsems)
+    })
+}
+
+fn queues() -> Vec<Row> {
+    // MSG_INFO, MSG_STAT_ANY, MSG_STAT.
+    list(libc::SYS_msgctl, 12, 13, 11, |id, q: &libc::msqid_ds| Row {
+        pids: [q.msg_lspid.into(), q.msg_lrpid.into()],
+        made: q.msg_ctime,
+        ..Row::new(id, &q.msg_perm, 0)
+    })
+}
+
 /// Decides whose an object is.
 struct Whose {
     me: i32,
@@ -90,37 +161,34 @@ impl Whose {
     }
 }
 
-fn head(row: &[i64], uid: usize) -> Head {
-    Head { id: row[1] as i32, key: row[0] as i32, mode: row[2] as u32, uid: row[uid] as u32, gid: row[uid + 1] as u32 }
-}
-
 /// Objects of this process, without what is in them: what it would save if nobody else does.
 ///
 /// # Errors
 /// The kernel does not answer.
 pub fn survey_ipc(mapped: &[Mapped]) -> Result<Ipc> {
-    let whose = Whose::find()?;
+    let (shm, sem, msg) = (segments(), sets(), queues());
     let mut ipc = Ipc::default();
-    // key shmid perms size cpid lpid nattch uid gid cuid cgid atime dtime ctime rss swap
-    for row in table(b"/proc/sysvipc/shm").iter().filter(|r| r.len() >= 14) {
-        let attached = mapped.iter().any(|m| i64::from(m.id) == row[1]);
-        if attached || whose.is_ours(&row[4..6], row[9], row[13]) {
-            ipc.segments.push(Segment { head: head(row, 7), size: row[3] as u64, contents: None });
+    if shm.is_empty() && sem.is_empty() && msg.is_empty() {
+        return Ok(ipc);
+    }
+    let whose = Whose::find()?;
+    for row in shm {
+        let attached = mapped.iter().any(|m| m.id == row.head.id);
+        if attached || whose.is_ours(&row.pids, row.creator, row.made) {
+            ipc.segments.push(Segment { head: row.head, size: row.size, contents: None });
         }
     }
-    // key semid perms nsems uid gid cuid cgid otime ctime
-    for row in table(b"/proc/sysvipc/sem").iter().filter(|r| r.len() >= 10) {
-        let set = Set { head: head(row, 4), values: vec![0; row[3] as usize] };
+    for row in sem {
+        let set = Set { head: row.head, values: vec![0; row.size as usize] };
         let asked = if whose.all { 0 } else { set.values.len() };
         let pids: Vec<i64> = (0..asked).map(|n| semctl(&set, n, GETPID, 0).unwrap_or(0) as i64).collect();
-        if whose.is_ours(&pids, row[6], row[9]) {
+        if whose.is_ours(&pids, row.creator, row.made) {
             ipc.sets.push(set);
         }
     }
-    // key msqid perms cbytes qnum lspid lrpid uid gid cuid cgid stime rtime ctime
-    for row in table(b"/proc/sysvipc/msg").iter().filter(|r| r.len() >= 14) {
-        if whose.is_ours(&row[5..7], row[9], row[13]) {
-            ipc.queues.push(Queue { head: head(row, 7), ..Queue::default() });
+    for row in msg {
+        if whose.is_ours(&row.pids, row.creator, row.made) {
+            ipc.queues.push(Queue { head: row.head, ..Queue::default() });
         }
     }
     Ok(ipc)
@@ -134,19 +202,17 @@ pub fn survey_ipc(mapped: &[Mapped]) -> Result<Ipc> {
 /// An object that cannot be read, or is too large.
 pub fn fill_ipc(ipc: &mut Ipc, mapped: &[Mapped], elsewhere: impl Fn(Class, i32) -> bool) -> Result<Vec<Undo>> {
     let now = survey_ipc(mapped)?;
-    let rows = table(b"/proc/sysvipc/shm");
     let mut out = Ipc::default();
-    let known = |class, id| ipc.objects().any(|(c, i, _)| (c, i) == (class, id));
-    for row in rows.iter().filter(|r| r.len() >= 16) {
-        let mut s = Segment { head: head(row, 7), size: row[3] as u64, contents: None };
+    let known = |id| ipc.segments.iter().chain(&now.segments).any(|s| s.head.id == id);
+    let shm = if ipc.segments.is_empty() && now.segments.is_empty() { Vec::new() } else { segments() };
+    for row in shm {
+        let mut s = Segment { head: row.head, size: row.size, contents: None };
         let id = s.head.id;
-        let ours = known(Class::Memory, id) || now.segments.iter().any(|s| s.head.id == id);
-        if !ours || elsewhere(Class::Memory, id) {
+        if !known(id) || elsewhere(Class::Memory, id) {
             continue;
         }
         if !all_mapped(&s, mapped) {
-            // proc_sysvipc(5): rss, swap.
-            s.contents = match segment(&s, row[14] as usize, row[15] > 0)? {
+            s.contents = match segment(&s)? {
                 None if mapped.iter().all(|m| m.id != id) => continue,
                 None => {
                     return Err(CaptureError::call(
@@ -203,14 +269,14 @@ pub fn fill_ipc(ipc: &mut Ipc, mapped: &[Mapped], elsewhere: impl Fn(Class, i32)
 /// This process's adjustments in all sets. One that nobody has named before is ours by that.
 fn undos(sets: &mut Vec<Set>, elsewhere: impl Fn(i32) -> bool) -> Result<Vec<Undo>> {
     let mut out = Vec::new();
-    let rows = table(b"/proc/sysvipc/sem");
-    if rows.len() < 2 {
+    let rows = self::sets();
+    if rows.is_empty() {
         return Ok(out);
     }
     let whose = Whose::find()?;
-    // otime: the last operation. Before this process began it was not this process's.
-    for row in rows.iter().filter(|r| r.len() >= 10 && r[8] != 0 && (whose.all || r[8] >= whose.since)) {
-        let mut set = Set { head: head(row, 4), values: vec![0; row[3] as usize] };
+    // Before this process began it was not this process that used it last.
+    for row in rows.iter().filter(|r| r.used != 0 && (whose.all || r.used >= whose.since)) {
+        let mut set = Set { head: row.head, values: vec![0; row.size as usize] };
         let id = set.head.id;
         match semctl_all(&mut set).and_then(|()| undo::find(id, &set.values)) {
             Ok(found) => {
@@ -279,9 +345,13 @@ fn all_mapped(s: &Segment, mapped: &[Mapped]) -> bool {
     parts.iter().fold(0, |end, m| if m.start <= end { m.end.max(end) } else { end }) >= s.size
 }
 
-/// The bytes of a segment, without pages that were never touched. `resident` bytes are in memory. None: it is [`gone`].
-fn segment(s: &Segment, resident: usize, swapped: bool) -> Result<Option<Contents>> {
+/// The bytes of a segment, without pages that were never touched. None: it is [`gone`].
+fn segment(s: &Segment) -> Result<Option<Contents>> {
     let id = s.head.id;
+    // proc_sysvipc(5): rss, swap.
+    let rows = table(b"/proc/sysvipc/shm");
+    let row = rows.iter().find(|r| r.len() >= 16 && r[1] == i64::from(id));
+    let (resident, swapped) = row.map_or((usize::MAX, true), |r| (r[14] as usize, r[15] > 0));
     let fail = |what: &str, e| CaptureError::call(-1, &format!("{what} shared memory segment {id}"), e);
     let length = (s.size as usize).next_multiple_of(PAGE);
     // SAFETY: at a place that the kernel chooses, for reading.
