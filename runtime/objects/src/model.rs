@@ -199,12 +199,15 @@ pub struct MessageQueue {
 pub struct Notice {
     /// Process.
     pub pid: i32,
-    /// SIGEV_SIGNAL 0, SIGEV_NONE 1.
+    /// SIGEV_SIGNAL 0, SIGEV_NONE 1, SIGEV_THREAD 2.
     pub how: i32,
-    /// Signal.
+    /// Signal; the C library's socket of a notification by a thread.
     pub signal: i32,
     /// sigev_value.
     pub value: u64,
+    /// What the kernel sends there. In no image: the process that has it asks with it again.
+    #[serde(skip)]
+    pub cookie: [u64; 4],
 }
 
 /// A regular file.
@@ -289,6 +292,21 @@ pub struct Master {
     pub lost: u32,
     /// The slave was open, and is no more.
     pub hangup: bool,
+    /// What was written here and the slave's side has not read; in one process that has it.
+    pub typed: Typed,
+}
+
+/// What a pty's slave has not read of its input.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Typed {
+    /// As it is to be written to the master again (`capture::typed`).
+    pub bytes: Vec<u8>,
+    /// How many of the last of these go in one piece: from the end of the last whole line on.
+    pub tail: u32,
+    /// What FIONREAD says of it at the slave.
+    pub counted: u32,
+    /// Number of bytes that nobody could take: more than a line discipline holds.
+    pub lost: u32,
 }
 
 /// timerfd_create(2), from fdinfo.

@@ -22,6 +22,7 @@ mod ipc;
 mod mq;
 mod pipe;
 pub(crate) mod tty;
+pub(crate) mod typed;
 mod undo;
 mod watch;
 
@@ -169,6 +170,7 @@ pub fn fill(table: &mut Table, elsewhere: impl Fn(u64, u64) -> bool) -> Result<(
     let mut events = 0;
     let mut diag = LazyDiag::default();
     let known: Vec<(i32, u64, u64)> = keys(table).collect();
+    let slaves: Vec<u32> = table.opens.iter().filter_map(slave).collect();
     for i in 0..table.opens.len() {
         let fd = table.opens[i].fd;
         // The threads of this process stand since the survey: behind the number is what was there. A socket's kind stays, too.
@@ -206,6 +208,9 @@ pub fn fill(table: &mut Table, elsewhere: impl Fn(u64, u64) -> bool) -> Result<(
                     let key = (tty::PTYS, tty::name(open.dev, master.number));
                     if !elsewhere(key.0, key.1) && saved.insert(key) {
                         tty::unread(fd, master)?;
+                        if slaves.contains(&master.number) || elsewhere(typed::SLAVES, master.number.into()) {
+                            master.typed = typed::take(fd)?;
+                        }
                     }
                 }
                 _ => {}
@@ -236,14 +241,30 @@ pub fn restarted(table: &Table) -> Result<()> {
     mq::restarted(table)
 }
 
-/// Device and inode of what is received to be saved, which one process alone may do; and whether this one can.
+/// Of which pty this is the slave.
+fn slave(open: &Open) -> Option<u32> {
+    match &open.kind {
+        Kind::Terminal(terminal) => tty::slave_number(terminal.rdev),
+        _ => None,
+    }
+}
+
+/// Device and inode of what is received to be saved, which one process alone may do; and whether this one can. Also ptys' slaves:
+/// who has the master is told that others have them.
 pub fn saved_once(table: &Table) -> impl Iterator<Item = (u64, u64, bool)> + '_ {
     let me = sys::getpid();
-    table.opens.iter().filter_map(move |open| match &open.kind {
-        Kind::MessageQueue(queue) => Some((open.dev, open.ino, mq::can_save(queue, me))),
-        Kind::Master(master) => Some((tty::PTYS, tty::name(open.dev, master.number), true)),
-        _ => None,
-    })
+    table
+        .opens
+        .iter()
+        .flat_map(move |open| match &open.kind {
+            Kind::MessageQueue(queue) => [Some((open.dev, open.ino, mq::can_save(queue, me))), None],
+            Kind::Master(master) => [
+                Some((tty::PTYS, tty::name(open.dev, master.number), true)),
+                Some((typed::SLAVES, master.number.into(), false)),
+            ],
+            _ => [slave(open).map(|number| (typed::SLAVES, number.into(), true)), None],
+        })
+        .flatten()
 }
 
 // A sock_diag socket, opened when the first socket is met.

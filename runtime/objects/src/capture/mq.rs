@@ -8,6 +8,10 @@
 //! takes it off before and asks for it again; therefore it is the owner who saves such a queue. To close *any* descriptor of
 //! a queue takes off a notification of the process, too: one of ours is only opened where the program's does not serve, and
 //! what that cost is asked for again. A process outside of the computation could see the queue empty for a moment.
+//!
+//! A notification by a thread (SIGEV_THREAD) is 32 bytes of the C library's that the kernel sends to a netlink socket of the
+//! process, where a thread of the C library waits for them; it is shown to nobody. But when it is taken off, the kernel sends
+//! those bytes, too: so we take them from the socket, before that thread, and ask with them again.
 #![allow(unsafe_code)] // Reason: system calls that no safe wrapper covers.
 use super::{CaptureError, Result};
 use crate::model::{Kind, MessageQueue, Notice, Table};
@@ -18,6 +22,10 @@ use slackwater_socket::sys::{self, Errno};
 const DELETED: &[u8] = b" (deleted)";
 /// For mq_timedsend(3) and mq_timedreceive(3): long ago, so that they do not wait.
 static AT_ONCE: [i64; 2] = [0; 2];
+/// NOTIFY_COOKIE_LEN of <linux/mqueue.h>.
+const COOKIE: usize = 32;
+/// NOTIFY_REMOVED: the last byte of what the kernel sends when a notification is taken off.
+const REMOVED: u8 = 2;
 /// struct mq_attr: flags, most messages, longest message, messages now; and four that are not used.
 type Attributes = [libc::c_long; 8];
 
@@ -26,24 +34,16 @@ pub fn describe(fd: i32, st: &libc::stat, link: &[u8]) -> Result<Kind> {
     let deleted = st.st_nlink == 0;
     let name = if deleted { link.strip_suffix(DELETED).unwrap_or(link) } else { link };
     let attributes = attributes(fd)?;
-    let by_thread = || refused(fd, name, "a notification by a thread (SIGEV_THREAD) waits for it; use a signal");
     let flags = sys::fcntl(fd, libc::F_GETFL, 0).map_err(|e| CaptureError::call(fd, "fcntl(F_GETFL)", e))?;
+    let read = |fd| read_notice(fd, name).map_err(|e| CaptureError::call(fd, "reading a message queue", e));
     let mut notice = None;
     if flags & libc::O_ACCMODE != libc::O_WRONLY {
-        notice = read_notice(fd, name).map_err(|e| CaptureError::call(fd, "reading a message queue", e))?;
-        if notice.is_some_and(|n| n.how == libc::SIGEV_THREAD && n.pid == sys::getpid()) {
-            return Err(by_thread());
-        }
-    } else {
-        if crate::watched::notice(name).is_some_and(|(how, _)| how == libc::SIGEV_THREAD) {
-            return Err(by_thread());
-        }
-        // Who may not read a queue does not save it.
-        if let Ok(own) = sys::open(&sys::proc_path("/proc/self/fd/", fd), libc::O_RDONLY | libc::O_NONBLOCK) {
-            notice = read_notice(own.0, name).map_err(|e| CaptureError::call(fd, "reading a message queue", e))?;
-            drop(own);
-            again(fd, notice)?;
-        }
+        notice = read(fd)?;
+    } else if let Ok(own) = sys::open(&sys::proc_path("/proc/self/fd/", fd), libc::O_RDONLY | libc::O_NONBLOCK) {
+        // (Who may not read a queue does not save it.)
+        notice = take_off(fd, name, read(own.0)?)?;
+        drop(own);
+        again(fd, notice)?;
     }
     Ok(Kind::MessageQueue(MessageQueue {
         name: name.to_vec(),
@@ -57,7 +57,59 @@ pub fn describe(fd: i32, st: &libc::stat, link: &[u8]) -> Result<Kind> {
     }))
 }
 
-/// Asks for a notification of this process that a close(2) has taken off.
+/// Takes off the notification, if it is this process's. Of one by a thread the answer has all that it takes to ask again.
+fn take_off(fd: i32, name: &[u8], notice: Option<Notice>) -> Result<Option<Notice>> {
+    let Some(mut mine) = notice.filter(|n| n.pid == sys::getpid()) else { return Ok(notice) };
+    let off = || notify(fd, None).map_err(|e| CaptureError::call(fd, "mq_notify", e));
+    if mine.how != libc::SIGEV_THREAD {
+        return off().map(|_| notice);
+    }
+    let mut sockets = sys::descriptors().map_err(|e| CaptureError::call(fd, "listing /proc/self/fd", e))?;
+    sockets.retain(|&s| is_netlink(s));
+    let mut cookie = [0; COOKIE + 1];
+    for &s in &sockets {
+        if receive(s, &mut cookie, libc::MSG_PEEK) == Ok(COOKIE) {
+            let reason = "a notification of a message queue (SIGEV_THREAD) is about to be handled";
+            return Err(CaptureError { passing: true, ..CaptureError::new(fd, reason) });
+        }
+    }
+    if sockets.is_empty() {
+        return Err(refused(
+            fd,
+            name,
+            "a thread waits for its notification (SIGEV_THREAD), by no socket of this process",
+        ));
+    }
+    off()?;
+    for &s in &sockets {
+        if receive(s, &mut cookie, libc::MSG_PEEK) == Ok(COOKIE) && cookie[COOKIE - 1] == REMOVED {
+            // What was looked at is taken.
+            let _ = receive(s, &mut cookie, 0);
+            // The kernel sets the last byte itself.
+            cookie[COOKIE - 1] = 0;
+            mine.signal = s;
+            for (word, bytes) in mine.cookie.iter_mut().zip(cookie.chunks_exact(8)) {
+                *word = bytes.iter().rev().fold(0, |word, b| word << 8 | u64::from(*b));
+            }
+            return Ok(Some(mine));
+        }
+    }
+    Err(refused(fd, name, "what the kernel told of its notification (SIGEV_THREAD) has not arrived"))
+}
+
+fn is_netlink(fd: i32) -> bool {
+    let option = |name| sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, name);
+    option(libc::SO_DOMAIN) == Ok(libc::AF_NETLINK) && option(libc::SO_PROTOCOL) == Ok(libc::NETLINK_ROUTE)
+}
+
+/// recv(2), without waiting; the message's own length.
+fn receive(fd: i32, out: &mut [u8], flags: i32) -> sys::Result<usize> {
+    let flags = (flags | libc::MSG_DONTWAIT | libc::MSG_TRUNC) as usize;
+    // SAFETY: writable for its length.
+    unsafe { sys::call(libc::SYS_recvfrom, [fd as usize, out.as_mut_ptr() as usize, out.len(), flags, 0, 0]) }
+}
+
+/// Asks for a notification of this process that was taken off.
 fn again(fd: i32, notice: Option<Notice>) -> Result<()> {
     if notice.is_some_and(|n| n.pid == sys::getpid()) {
         notify(fd, notice).map_err(|e| CaptureError::call(fd, "mq_notify", e))?;
@@ -89,10 +141,14 @@ pub const fn can_save(queue: &MessageQueue, me: i32) -> bool {
 
 /// Takes the messages out and puts them back. All processes of the computation must stand, and no other may do the same.
 pub fn fill(fd: i32, queue: &mut MessageQueue) -> Result<()> {
+    let name = queue.name.clone();
     if attributes(fd)?[3] == 0 {
+        if queue.notice.is_some_and(|n| n.how == libc::SIGEV_THREAD) {
+            queue.notice = take_off(fd, &name, queue.notice)?;
+            again(fd, queue.notice)?;
+        }
         return Ok(());
     }
-    let name = queue.name.clone();
     let failed = |what: &str, e: Errno| refused(fd, &name, &format!("{what} failed with {e}"));
     if !can_save(queue, sys::getpid()) {
         return Err(refused(fd, &name, "it has messages, and a process outside of the computation waits for others"));
@@ -108,9 +164,7 @@ pub fn fill(fd: i32, queue: &mut MessageQueue) -> Result<()> {
     let at_once = AT_ONCE.as_ptr() as usize;
     let mut buffer = vec![0u8; queue.longest.max(1) as usize];
     let mut messages: Vec<(u32, Vec<u8>)> = Vec::with_capacity(queue.most.max(0) as usize);
-    if queue.notice.is_some() {
-        notify(fd, None).map_err(|e| failed("mq_notify", e))?;
-    }
+    queue.notice = take_off(fd, &name, queue.notice)?;
     let received = loop {
         let mut priority = 0u32;
         // SAFETY: room for the longest message, and for its priority; a struct timespec.
@@ -146,9 +200,12 @@ pub fn fill(fd: i32, queue: &mut MessageQueue) -> Result<()> {
 /// mq_notify(3) by the system call.
 fn notify(fd: i32, notice: Option<Notice>) -> sys::Result<usize> {
     // struct sigevent: value, signal and kind of notification, and room that is not used.
-    let event = notice.map(|n| [n.value, n.signal as u32 as u64 | (n.how as u64) << 32, 0, 0, 0, 0, 0, 0]);
+    // By a thread: the address of what is sent, and the socket it is sent to.
+    let cookie = notice.map_or([0; 4], |n| n.cookie);
+    let value = |n: Notice| if n.how == libc::SIGEV_THREAD { cookie.as_ptr() as u64 } else { n.value };
+    let event = notice.map(|n| [value(n), n.signal as u32 as u64 | (n.how as u64) << 32, 0, 0, 0, 0, 0, 0]);
     let pointer = event.as_ref().map_or(ptr::null(), |e| e.as_ptr());
-    // SAFETY: a whole struct sigevent, or none.
+    // SAFETY: a whole struct sigevent, with NOTIFY_COOKIE_LEN bytes if it is one by a thread; or none.
     unsafe { sys::call(libc::SYS_mq_notify, [fd as usize, pointer as usize, 0, 0, 0, 0]) }
 }
 
@@ -164,7 +221,7 @@ fn read_notice(fd: i32, name: &[u8]) -> sys::Result<Option<Notice>> {
     let known = || {
         let pid = field(b"NOTIFY_PID:").filter(|&pid| pid > 0)?;
         let value = crate::watched::notice(name).map_or(0, |(_, value)| value);
-        Some(Notice { pid, how: field(b" NOTIFY:")?, signal: field(b"SIGNO:")?, value })
+        Some(Notice { pid, how: field(b" NOTIFY:")?, signal: field(b"SIGNO:")?, value, cookie: [0; 4] })
     };
     Ok(known())
 }

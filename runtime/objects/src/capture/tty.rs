@@ -1,14 +1,14 @@
 //! Terminals: pty masters and slaves, the console, /dev/tty; other character devices go to `file::device`.
 //!
 //! What a slave's side has written and nobody has read can only be taken out and written again (tty_ioctl(4) has no peek),
-//! which one process does while all stand ([`unread`]).
+//! which one process does while all stand ([`unread`]). What was written to a master: `typed`.
 #![allow(unsafe_code)] // Reason: ioctls that no safe wrapper covers.
 use alloc::{format, vec, vec::Vec};
 
 use slackwater_socket::sys;
 
 use super::{CaptureError, Result, file};
-use crate::model::{Kind, Master, Terminal};
+use crate::model::{Kind, Master, Terminal, Typed};
 
 // <asm-generic/ioctls.h>; the libc crate lacks some of them on some targets.
 const TIOCGPTN: u64 = 0x8004_5430;
@@ -23,14 +23,14 @@ const TCXONC: u64 = 0x540a;
 const TCOOFF: usize = 0;
 const TCOON: usize = 1;
 /// Bytes that a line discipline holds (N_TTY_BUF_SIZE - 1, drivers/tty/n_tty.c); with fewer, the slave's side has room.
-const FULL: usize = 4095;
+pub(super) const FULL: usize = 4095;
 /// Between the two sides the kernel keeps buffers of a multiple of this many bytes, of which none is given up before all of it
 /// has been moved on; greater ones waste room (drivers/tty/tty_buffer.c).
 const PIECE: usize = 256;
 /// How long a worker of the kernel may take to begin.
-const PATIENCE_NS: i64 = 10_000_000_000;
+pub(super) const PATIENCE_NS: i64 = 10_000_000_000;
 /// Size of struct termios2.
-const TERMIOS2: usize = 44;
+pub(super) const TERMIOS2: usize = 44;
 
 /// What a character device is.
 pub fn or_device(fd: i32, st: &libc::stat, link: Vec<u8>) -> Result<Kind> {
@@ -48,6 +48,7 @@ pub fn or_device(fd: i32, st: &libc::stat, link: Vec<u8>) -> Result<Kind> {
                 lost: 0,
                 unread: Vec::new(),
                 hangup: sys::poll_now(fd, 0).unwrap_or(0) & libc::POLLHUP != 0,
+                typed: Typed::default(),
             }))
         }
         // /dev/tty and /dev/console; virtual consoles and serial lines; UNIX98 slaves.
@@ -62,7 +63,7 @@ pub fn or_device(fd: i32, st: &libc::stat, link: Vec<u8>) -> Result<Kind> {
 }
 
 // struct termios2; empty if the terminal hung up.
-fn modes(fd: i32) -> Vec<u8> {
+pub(super) fn modes(fd: i32) -> Vec<u8> {
     #[derive(Clone, Copy)]
     struct Termios2([u8; TERMIOS2]);
     impl Default for Termios2 {
@@ -82,6 +83,24 @@ pub fn name(dev: u64, number: u32) -> u64 {
     dev << 32 | u64::from(number)
 }
 
+/// The pty number of a slave.
+pub fn slave_number(rdev: u64) -> Option<u32> {
+    let (major, minor) = (libc::major(rdev), libc::minor(rdev));
+    // UNIX98_PTY_SLAVE_MAJOR and the seven after it, 2^20 numbers in all since minors have 20 bits.
+    (136..=143).contains(&major).then(|| (major - 136) * (1 << 20) + minor)
+}
+
+/// A master's slave, which does not wait.
+pub(super) fn peer(fd: i32) -> sys::Result<sys::Owned> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    ioctl(fd, TIOCGPTPEER, flags as usize).map(|fd| sys::Owned(fd as i32))
+}
+
+pub(super) fn set_modes(fd: i32, modes: &[u8]) -> sys::Result<()> {
+    // 44 bytes: struct termios2. Empty: the terminal had hung up.
+    if modes.len() == TERMIOS2 { ioctl(fd, TCSETS2, modes.as_ptr() as usize).map(drop) } else { Ok(()) }
+}
+
 /// Takes what the slave's side has written and nobody has read, and writes it again. All processes stand.
 pub fn unread(fd: i32, master: &mut Master) -> Result<()> {
     // (poll(2) waits until what was written a moment ago has come into the line discipline.)
@@ -89,10 +108,8 @@ pub fn unread(fd: i32, master: &mut Master) -> Result<()> {
         return Ok(());
     }
     let waiting: i32 = sys::ioctl_get(fd, libc::FIONREAD).unwrap_or(0);
-    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC;
     // Each read of a master in packet mode begins with news that it takes away; a locked slave cannot be opened.
-    let slave =
-        if master.packet { None } else { ioctl(fd, TIOCGPTPEER, flags as usize).ok().map(|fd| sys::Owned(fd as i32)) };
+    let slave = if master.packet { None } else { peer(fd).ok() };
     // Output that was stopped by a ^S could only go on if it were started for good.
     let Some(slave) = slave.filter(|s| waiting as usize >= FULL || poll(s.0, libc::POLLOUT).is_ok_and(|r| r != 0))
     else {
@@ -105,7 +122,7 @@ pub fn unread(fd: i32, master: &mut Master) -> Result<()> {
         // What was written has gone through output processing already: c_oflag is the second word.
         let mut raw = own.clone();
         raw[4] &= !(libc::OPOST as u8);
-        ioctl(slave.0, TCSETS2, raw.as_ptr() as usize).map_err(|e| failed("ioctl(TCSETS2)", e))?;
+        set_modes(slave.0, &raw).map_err(|e| failed("ioctl(TCSETS2)", e))?;
     }
     let mut buffer = vec![0u8; FULL + 1];
     let taken = loop {
@@ -121,9 +138,7 @@ pub fn unread(fd: i32, master: &mut Master) -> Result<()> {
         }
     };
     let put = put_back(fd, slave.0, &master.unread);
-    if own.len() == TERMIOS2 {
-        ioctl(slave.0, TCSETS2, own.as_ptr() as usize).map_err(|e| failed("ioctl(TCSETS2)", e))?;
-    }
+    set_modes(slave.0, &own).map_err(|e| failed("ioctl(TCSETS2)", e))?;
     taken.and(put)
 }
 
@@ -157,7 +172,7 @@ pub(crate) fn write_all(slave: i32, left: &mut &[u8]) -> sys::Result<()> {
     Ok(())
 }
 
-fn poll(fd: i32, events: i16) -> Result<i16> {
+pub(super) fn poll(fd: i32, events: i16) -> Result<i16> {
     sys::poll_now(fd, events).map_err(|e| CaptureError::call(fd, "poll", e))
 }
 

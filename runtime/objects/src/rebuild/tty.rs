@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::io;
 
 use super::{Id, Prepared, Result, os, outside};
-use crate::capture::tty::write_all;
+use crate::capture::{
+    tty::{slave_number, write_all},
+    typed,
+};
 use crate::model::{Kind, Master, Terminal};
 
 const TCSETS2: u64 = 0x402c_542b;
@@ -17,13 +20,6 @@ const TIOCGPTPEER: u64 = 0x5441;
 /// /dev/tty: means another terminal in each session, so each process opens it itself.
 pub fn is_controlling(terminal: &Terminal) -> bool {
     (libc::major(terminal.rdev), libc::minor(terminal.rdev)) == (5, 0)
-}
-
-// The pty number of a slave.
-fn slave_number(rdev: u64) -> Option<u32> {
-    let (major, minor) = (libc::major(rdev), libc::minor(rdev));
-    // UNIX98_PTY_SLAVE_MAJOR and the seven after it, 2^20 numbers in all since minors have 20 bits.
-    (136..=143).contains(&major).then(|| (major - 136) * (1 << 20) + minor)
 }
 
 /// All terminals of the computation.
@@ -56,6 +52,9 @@ pub fn all(p: &mut Prepared<'_>) -> Result<()> {
         } else if !is_controlling(terminal) {
             out(p, lead, terminal)?;
         }
+    }
+    for (number, fd) in &masters {
+        type_again(p, *number, *fd)?;
     }
     // Locks last: a locked slave cannot be opened.
     for (lead, _) in p.groups.iter() {
@@ -104,6 +103,31 @@ fn make(p: &mut Prepared<'_>, lead: Id, master: &Master) -> io::Result<i32> {
     }
     p.made.insert(lead, fd);
     Ok(fd)
+}
+
+// Writes what had been typed; one process had taken it.
+fn type_again(p: &mut Prepared<'_>, number: u32, fd: i32) -> Result<()> {
+    let masters = p
+        .tables
+        .iter()
+        .enumerate()
+        .flat_map(|(t, (_, table))| table.opens.iter().enumerate().map(move |(i, o)| ((t, i), o)));
+    let typed = masters.filter_map(|(id, open)| match &open.kind {
+        Kind::Master(m) if m.number == number && (m.typed.lost > 0 || !m.typed.bytes.is_empty()) => Some((id, m)),
+        _ => None,
+    });
+    let Some((id, master)) = typed.map(|(id, m)| (id, m.clone())).next() else { return Ok(()) };
+    if master.typed.lost > 0 {
+        p.warn(id, format!("{} bytes typed into the pty and not read by its slave are lost", master.typed.lost));
+        return Ok(());
+    }
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK;
+    let done = os::ioctl(fd, TIOCGPTPEER, flags as u64).and_then(|slave| {
+        let put = typed::put(fd, slave, &master.modes, &master.typed);
+        os::close(slave);
+        put.map_err(|e| io::Error::from_raw_os_error(e.0))
+    });
+    done.map_err(|e| p.error(id, "typing into a pty again", e))
 }
 
 // Writes what had been written to the slave. Where nobody opens it after this, the master sees that it hung up.

@@ -200,6 +200,50 @@ pub fn cases() -> Vec<Case> {
             },
         ),
         Case::new(
+            "ptys into which something was typed",
+            || {
+                for (number, canonical, vmin, text) in TYPED {
+                    let (mut master, mut slave) = (0, 0);
+                    let null = std::ptr::null_mut();
+                    assert_eq!(unsafe { libc::openpty(&mut master, &mut slave, null, null.cast(), null.cast()) }, 0);
+                    at_number(master, number);
+                    at_number(slave, number + 1);
+                    let mut modes = modes_of(number + 1);
+                    modes.c_lflag &= !libc::ECHO;
+                    modes.c_cc[libc::VEOL] = b';';
+                    if !canonical {
+                        modes.c_lflag &= !(libc::ICANON | libc::ISIG | libc::IEXTEN);
+                        modes.c_iflag &= !(libc::IXON | libc::ICRNL);
+                        modes.c_cc[libc::VMIN] = vmin;
+                    }
+                    assert_eq!(unsafe { libc::tcsetattr(number + 1, libc::TCSANOW, &modes) }, 0);
+                    assert_eq!(unsafe { libc::fcntl(number + 1, libc::F_SETFL, libc::O_NONBLOCK) }, 0);
+                    write_all(number, text);
+                }
+            },
+            |_| {
+                for (number, expected) in [
+                    (20, &[b"one\n".as_slice(), b"", b"two", b"three\nfour;", b";", b"five"][..]),
+                    (22, &[b"half".as_slice()]),
+                    (24, &[b"\x16\x04;x".as_slice(), b"", b""]),
+                    (26, &[b"\x00\x03\x04\n\r\x11\x13\x16\x7f\xff;".as_slice()]),
+                    (28, &[b"ab".as_slice()]),
+                ] {
+                    let modes = modes_of(number + 1);
+                    assert_eq!((modes.c_lflag & libc::ECHO, modes.c_cc[libc::VEOL]), (0, b';'));
+                    // The last line of some is not whole yet.
+                    if matches!(number, 20 | 22) {
+                        write_all(number, b"\x04");
+                    }
+                    for part in expected {
+                        assert_eq!(read_once(number + 1).expect("typed"), *part, "pty at {number}");
+                    }
+                    assert_eq!(read_once(number + 1).expect_err("no more").raw_os_error(), Some(libc::EAGAIN));
+                    assert_eq!(readable_now(number), 0, "an echo");
+                }
+            },
+        ),
+        Case::new(
             "pty whose slave is full, and of another that is closed",
             || {
                 for number in [10, 12] {
@@ -225,6 +269,22 @@ pub fn cases() -> Vec<Case> {
             },
         ),
     ]
+}
+
+/// Ptys: number of the master, ICANON, VMIN, what is typed.
+const TYPED: [(i32, bool, u8, &[u8]); 5] = [
+    (20, true, 1, b"one\n\x04two\x04three\x16\nfour;;five"),
+    (22, true, 1, b"halx\x7ff"),
+    (24, true, 1, b"\x16\x16\x16\x04\x16;x\x04\x04\x04"),
+    (26, false, 1, b"\x00\x03\x04\n\r\x11\x13\x16\x7f\xff;"),
+    (28, false, 5, b"ab"),
+];
+
+/// FIONREAD.
+fn readable_now(fd: i32) -> i32 {
+    let mut bytes = 0;
+    assert_eq!(unsafe { libc::ioctl(fd, libc::FIONREAD, &mut bytes) }, 0);
+    bytes
 }
 
 /// Writes letters in turn until there is no room; how many.
