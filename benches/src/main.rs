@@ -6,6 +6,8 @@
 #![deny(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a program that prints a table")]
 
+mod mpi;
+
 use anyhow::{Context as _, Result, ensure};
 use slackwater_harness::{Computation, Kit, Mode, Program};
 use std::collections::BTreeMap;
@@ -15,11 +17,15 @@ use std::time::Instant;
 
 fn main() -> Result<()> {
     let quick = std::env::args().any(|a| a == "--quick");
+    if std::env::args().any(|a| a == "--mpi") {
+        return mpi::all(if quick { 3 } else { 15 });
+    }
     launch(if quick { 10 } else { 40 })?;
     checkpoints("tiny process", "pulse-0", if quick { 5 } else { 15 }, 10.0, 40.0)?;
     checkpoints("1 GiB of random bytes", "pulse-1024", if quick { 1 } else { 5 }, 15.0, f64::INFINITY)?;
     calls(if quick { 2 } else { 7 })?;
-    cycles(if quick { 2 } else { 5 })
+    cycles(if quick { 2 } else { 5 })?;
+    mpi::all(if quick { 3 } else { 15 })
 }
 
 fn program(name: &str) -> Result<Vec<String>> {
@@ -131,6 +137,7 @@ fn least(results: &BTreeMap<String, Vec<f64>>, name: &str) -> f64 {
     results.get(name).into_iter().flatten().copied().fold(f64::INFINITY, f64::min)
 }
 
+/// Runs it to its end; what it printed.
 fn run(mut computation: Computation, command: &[String]) -> Result<Vec<String>> {
     computation.launch(command)?;
     let output = computation.output()?.clone();

@@ -25,6 +25,8 @@ impl Job {
         let mut found = all.into_iter().find(|p| p.name == program).with_context(|| format!("no program {program}"))?;
         let extension = found.source.extension().unwrap_or_default().to_string_lossy().into_owned();
         found.compiler = transport.mpi.compiler(&extension).to_owned();
+        // For programs that ask for checkpoints themselves; nothing is linked.
+        found.cflags.push(concat!("-I", env!("CARGO_MANIFEST_DIR"), "/../runtime/plugin/include").to_owned());
         found.args = args.iter().map(|a| (*a).to_owned()).collect();
         Ok(Self { program: found, transport, ranks })
     }

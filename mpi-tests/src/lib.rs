@@ -14,6 +14,7 @@ pub mod job;
 pub mod package;
 pub mod reboot;
 pub mod scenario;
+pub mod source;
 pub mod transport;
 
 pub use job::Job;

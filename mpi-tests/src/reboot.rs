@@ -1,4 +1,5 @@
-//! A job that moves from one machine to the next: each guest is another one, with another address, GID and QP numbers.
+//! A job that moves from one machine to the next: each guest is another one, with another name and address, and over verbs
+//! another GID and other QP numbers.
 //!
 //! Played in acts, one a guest: the first launches the job and takes checkpoints with which it goes on, as fast as they are
 //! committed; the others restart what the one before has left in a folder of the host. In each act it is checkpointed and
@@ -11,6 +12,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// How far a job travels.
 #[derive(Clone, Copy, Debug)]
@@ -59,8 +61,9 @@ pub fn play(job: &Job, tour: &Tour) -> Result<()> {
     let (act, folder) = (act.parse::<u32>().context("which act?")?, PathBuf::from(folder));
     let mut computation = Computation::lasting(&folder, Mode::Pipe)?;
     Job::prepare(&mut computation);
-    let sent = guest::packets_sent()?;
-    let moved = gid_changed(&folder, act)?;
+    let verbs = job.transport.verbs;
+    let sent = if verbs { guest::packets_sent()? } else { 0 };
+    let moved = machine_changed(&folder, act, verbs)?;
     if act == 1 {
         computation.launch_with(&["--keep", "2"], &job.command()?)?;
         computation.wait_line("ready")?;
@@ -69,7 +72,7 @@ pub fn play(job: &Job, tour: &Tour) -> Result<()> {
             note(&folder, TALLY, &[scenario::go_on(&mut computation, tour.checkpoints)?])?;
         }
     } else {
-        ensure!(moved, "this machine has the GID of the one before");
+        ensure!(moved, "this machine has the name, an address or the GID of the one before");
         computation.restart_with(&["--keep", "2"])?;
         computation.wait_line("beat")?;
     }
@@ -80,12 +83,13 @@ pub fn play(job: &Job, tour: &Tour) -> Result<()> {
         kill(&mut computation, &folder)?;
     } else {
         let output = computation.output()?.clone();
-        computation.finish()?;
+        scenario::finish(job, &mut computation)?;
         note(&folder, BEATS, &output.lines())?;
     }
-    let packets = guest::packets_sent()? - sent;
+    let packets = if verbs { guest::packets_sent()? - sent } else { 0 };
+    let way = if verbs { format!("{packets} packets over rxe0") } else { job.transport.name.to_owned() };
     let restarts = if act == 1 { 1 } else { 1 + u32::from(act < tour.machines) };
-    note(&folder, TALLY, &[format!("  machine {act}: {restarts} restarts, {packets} packets over rxe0")])?;
+    note(&folder, TALLY, &[format!("  machine {act}: {restarts} restarts, {way}")])?;
     if act == tour.machines && job.program.name == "solver" {
         compare(job, &folder)?;
     }
@@ -130,10 +134,17 @@ fn compare(job: &Job, folder: &Path) -> Result<()> {
     note(folder, TALLY, &[equal])
 }
 
-/// Notes the machine's GID; has it changed since the last act?
-fn gid_changed(folder: &Path, act: u32) -> Result<bool> {
-    let now = fs::read_to_string("/sys/class/infiniband/rxe0/ports/1/gids/2").context("no GID")?;
-    let before = if act > 1 { fs::read_to_string(folder.join("gid"))? } else { String::new() };
-    fs::write(folder.join("gid"), &now)?;
-    Ok(now != before)
+/// Notes the machine's name, addresses and GID; has each of them changed since the last act?
+fn machine_changed(folder: &Path, act: u32, verbs: bool) -> Result<bool> {
+    let addresses = Command::new("ip").args(["-4", "-oneline", "address", "show", "scope", "global"]).output()?;
+    let addresses = String::from_utf8(addresses.stdout)?;
+    let address = addresses.split_whitespace().nth(3).context("no address")?;
+    let mut now = vec![fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned(), address.to_owned()];
+    if verbs {
+        let gid = fs::read_to_string("/sys/class/infiniband/rxe0/ports/1/gids/2").context("no GID")?;
+        now.push(gid.trim().to_owned());
+    }
+    let before = if act > 1 { fs::read_to_string(folder.join("machine"))? } else { String::new() };
+    fs::write(folder.join("machine"), now.join("\n"))?;
+    Ok(now.iter().all(|word| before.lines().all(|line| line != word)))
 }

@@ -1,11 +1,13 @@
 //! What a job is put through. Each scenario ends with the program's own verdict and the launcher's exit status.
 use crate::{Job, ending};
 use anyhow::{Context as _, Result, bail, ensure};
-use slackwater_harness::{Computation, Mode};
+use slackwater_harness::{Computation, Mode, patience};
 use std::fs;
+use std::time::Instant;
 
 /// The names that [`play`] knows.
-pub const SCENARIOS: [&str; 7] = ["native", "go-on", "restart", "user", "digits", "ending", "contract"];
+pub const SCENARIOS: [&str; 9] =
+    ["native", "go-on", "restart", "user", "digits", "ending", "contract", "interval", "inside"];
 
 /// Plays `scenario` with `checkpoints` checkpoints.
 ///
@@ -17,6 +19,9 @@ pub const SCENARIOS: [&str; 7] = ["native", "go-on", "restart", "user", "digits"
 /// - `ending`: see [`ending`].
 /// - `contract`: so many checkpoints with go-on, each as soon as the one before is committed, and then [`KILLS`] times SIGKILL
 ///   of everything and restart, all of one launch; it prints what it has counted.
+/// - `interval`: `restart`, but nobody asks for the checkpoints: they are taken five times a second, and the kill comes when it
+///   comes, also in the midst of one.
+/// - `inside`: `restart`, but the ranks themselves ask for the checkpoints, by `slackwater_checkpoint()`.
 ///
 /// # Errors
 /// What went wrong, and at which checkpoint.
@@ -36,7 +41,11 @@ pub fn play(job: &Job, scenario: &str, checkpoints: u32) -> Result<()> {
         command[place] = copy.to_string_lossy().into_owned();
     }
     // In the guest the folder lies in memory, where a hundred generations have no room.
-    let options: &[&str] = if native { &[] } else { &["--keep", "2"] };
+    let options: &[&str] = match scenario {
+        "native" => &[],
+        "interval" => &["--keep", "2", "--interval", "0.2"],
+        _ => &["--keep", "2"],
+    };
     computation.launch_with(options, &command)?;
     computation.wait_line("ready")?;
     computation.wait_line(BEAT)?;
@@ -51,9 +60,29 @@ pub fn play(job: &Job, scenario: &str, checkpoints: u32) -> Result<()> {
         "restart" | "user" => cycles(&mut computation, checkpoints)?,
         "contract" => return contract(job, computation, checkpoints),
         "digits" => return digits(job, computation, checkpoints),
+        "interval" => {
+            for n in 1..=checkpoints {
+                by_interval(&mut computation).with_context(|| format!("kill {n}"))?;
+            }
+        }
+        "inside" => {
+            for n in 1..=checkpoints {
+                from_inside(&mut computation).with_context(|| format!("kill {n}"))?;
+            }
+        }
         _ => bail!("no such scenario: {scenario}"),
     }
-    computation.finish()
+    finish(job, &mut computation)
+}
+
+/// The job's verdict, and its end. MPICH over TCP may stay in `MPI_Finalize`, natively too (`docs/operations.md` counts it), so
+/// there the verdict is all that is waited for.
+pub(crate) fn finish(job: &Job, computation: &mut Computation) -> Result<()> {
+    if job.transport.name != "mpich-tcp" {
+        return computation.finish();
+    }
+    fs::write(computation.folder().join("stop"), "")?;
+    computation.wait_line("PASS").map(drop)
 }
 
 /// How often a `contract` kills everything and restarts.
@@ -70,6 +99,30 @@ fn cycles(computation: &mut Computation, checkpoints: u32) -> Result<()> {
         computation.restart_with(&["--keep", "2"])?;
         computation.wait_line(BEAT).with_context(|| format!("after restart {n}"))?;
     }
+    Ok(())
+}
+
+/// Waits for two more generations, kills, and restarts; the restart goes on with the interval by itself.
+fn by_interval(computation: &mut Computation) -> Result<()> {
+    let newest = computation.status()?.generation.unwrap_or(0);
+    let until = Instant::now() + patience();
+    while computation.status()?.generation.unwrap_or(0) < newest + 2 {
+        ensure!(Instant::now() < until, "no checkpoint is taken: generation {newest} is still the newest or the next");
+        computation.wait_new_line(BEAT)?;
+    }
+    computation.sigkill_all()?;
+    computation.restart_with(&[])?;
+    computation.wait_line(BEAT)?;
+    Ok(())
+}
+
+/// Waits until a checkpoint that a rank asked for is committed, kills, and restarts: it is told that it was restarted.
+fn from_inside(computation: &mut Computation) -> Result<()> {
+    computation.wait_line("committed")?;
+    computation.sigkill_all()?;
+    computation.restart_with(&["--keep", "2"])?;
+    computation.wait_line("restarted")?;
+    computation.wait_line(BEAT)?;
     Ok(())
 }
 
@@ -98,7 +151,7 @@ pub fn go_on(computation: &mut Computation, checkpoints: u32) -> Result<String> 
 fn contract(job: &Job, mut computation: Computation, checkpoints: u32) -> Result<()> {
     let counted = go_on(&mut computation, checkpoints)?;
     cycles(&mut computation, KILLS)?;
-    computation.finish()?;
+    finish(job, &mut computation)?;
     println!(
         "\n{counted}\n  {KILLS} times killed and restarted; {} ranks over {}: PASS",
         job.ranks, job.transport.name

@@ -32,6 +32,8 @@ enum Over {
     Main,
     /// Those on this machine: sockets and shared memory.
     Host,
+    /// Those over verbs; others than those in [`MAIN`] in `full` runs.
+    Verbs,
     /// These; over the others never.
     Only(&'static [&'static str]),
 }
@@ -43,6 +45,7 @@ impl Over {
             Self::All if !transport.verbs => Some(level),
             Self::All | Self::Main => Some(if MAIN.contains(&transport.name) { level } else { "full" }),
             Self::Host => (!transport.verbs).then_some(level),
+            Self::Verbs => transport.verbs.then_some(if MAIN.contains(&transport.name) { level } else { "full" }),
             Self::Only(names) => names.contains(&transport.name).then_some(level),
         }
     }
@@ -93,6 +96,11 @@ const ROWS: &[Row] = &[
     row("ending", &["echo"], "ending", 2, 1, "full", Over::Only(&["mpich-tcp"])),
     // Open MPI 4.1.4 itself hangs now and then when it spawns; MPICH as Debian builds it cannot spawn at all.
     row("spawn", &[], "restart", 2, 3, "full", Over::Only(&["openmpi-default"])),
+    row("stress", &[], "interval", 2, 2, "normal", Over::Only(&["openmpi-tcp", "mpich-posix"])),
+    row("stress", &[], "interval", 4, 10, "full", Over::Host),
+    row("inside", &["all"], "inside", 2, 2, "normal", Over::Only(&["openmpi-default", "mpich-posix"])),
+    row("inside", &["one"], "inside", 4, 10, "full", Over::Main),
+    row("inside", &["all"], "inside", 4, 10, "full", Over::Main),
     row("features", &[], "restart", 4, 10, "full", Over::Main),
     row("stress", &[], "restart", 4, 25, "full", Over::Main),
     row("stress", &[], "go-on", 4, 100, "full", Over::Main),
@@ -102,16 +110,41 @@ const ROWS: &[Row] = &[
     row("stress", &[], "contract", 8, 100, "full", Over::Host),
 ];
 
-/// Jobs over verbs, from machine to machine. Nine machines are sixteen restarts, half of them on another one.
-const TOURS: &[Tour] = &[
-    Tour { name: "reboot", program: "stress", ranks: 2, checkpoints: 0, machines: 3, level: "normal" },
-    Tour { name: "contract", program: "stress", ranks: 2, checkpoints: 50, machines: 9, level: "full" },
-    Tour { name: "contract", program: "stress", ranks: 4, checkpoints: 50, machines: 9, level: "full" },
-    Tour { name: "contract", program: "solver", ranks: 2, checkpoints: 50, machines: 9, level: "full" },
-    Tour { name: "contract", program: "solver", ranks: 4, checkpoints: 50, machines: 9, level: "full" },
-    Tour { name: "contract", program: "threads", ranks: 2, checkpoints: 50, machines: 9, level: "full" },
-    Tour { name: "contract", program: "features", ranks: 2, checkpoints: 50, machines: 9, level: "full" },
+/// Jobs that go from machine to machine. Nine machines are sixteen restarts, half of them on another one.
+const TOURS: &[(Tour, Over)] = &[
+    (tour("reboot", "stress", 2, 0, 3, "normal"), Over::Verbs),
+    (tour("reboot", "stress", 2, 0, 2, "normal"), Over::Only(&["openmpi-tcp"])),
+    (
+        tour("reboot", "stress", 2, 0, 3, "full"),
+        Over::Only(&[
+            "openmpi-vader",
+            "openmpi-default",
+            "openmpi-ucx-tcp",
+            "openmpi-ucx-posix",
+            "openmpi-ucx-sysv",
+            "mpich-tcp",
+            "mpich-posix",
+            "mpich-sysv",
+        ]),
+    ),
+    (tour("contract", "stress", 2, 50, 9, "full"), Over::Verbs),
+    (tour("contract", "stress", 4, 50, 9, "full"), Over::Verbs),
+    (tour("contract", "solver", 2, 50, 9, "full"), Over::Verbs),
+    (tour("contract", "solver", 4, 50, 9, "full"), Over::Verbs),
+    (tour("contract", "threads", 2, 50, 9, "full"), Over::Verbs),
+    (tour("contract", "features", 2, 50, 9, "full"), Over::Verbs),
 ];
+
+const fn tour(
+    name: &'static str,
+    program: &'static str,
+    ranks: u32,
+    checkpoints: u32,
+    machines: u32,
+    level: &'static str,
+) -> Tour {
+    Tour { name, program, ranks, checkpoints, machines, level }
+}
 
 /// A package's program: its name, ranks, kills, level, transports.
 const PACKAGED: &[(&str, u32, u32, &str, Over)] = &[
@@ -119,6 +152,7 @@ const PACKAGED: &[(&str, u32, u32, &str, Over)] = &[
     ("lammps", 2, 3, "normal", Over::Only(&["openmpi-vader", "openmpi-verbs"])),
     // It hangs by itself after an error message of its own, natively in 2 of 8 runs.
     ("scalapack", 2, 3, "full", Over::Only(&["openmpi-default"])),
+    ("mpi4py", 2, 5, "full", Over::Only(&["openmpi-default", "openmpi-tcp", "openmpi-ucx-posix"])),
     ("hpcc", 2, 2, "full", Over::Only(&["openmpi-vader", "openmpi-ucx-posix", "openmpi-verbs"])),
     ("lammps", 4, 5, "full", Over::Only(&["openmpi-tcp", "openmpi-ucx-sysv"])),
     ("scalapack", 4, 5, "full", Over::Only(&["openmpi-ucx-tcp"])),
@@ -132,14 +166,15 @@ fn main() -> ExitCode {
     for transport in TRANSPORTS {
         for row in ROWS {
             let Some(level) = row.over.level(row.level, transport) else { continue };
-            let variant = if row.scenario == "ending" { format!("-{}", row.args[0]) } else { String::new() };
+            let variant =
+                if ["ending", "inside"].contains(&row.scenario) { format!("-{}", row.args[0]) } else { String::new() };
             let name = format!("{}::{}{variant}::{}::np{}", transport.name, row.program, row.scenario, row.ranks);
             // Built outside: the guest's file system forgets it.
             let build = move || job(row, transport).and_then(|j| j.command()).map(drop);
             trials.push(trial(transport, name, rank(level) > chosen, build, move || run(row, transport)));
         }
-        for tour in TOURS.iter().filter(|_| transport.verbs) {
-            let level = Over::Main.level(tour.level, transport).unwrap_or("full");
+        for (tour, over) in TOURS {
+            let Some(level) = over.level(tour.level, transport) else { continue };
             let name = format!("{}::{}::{}::np{}", transport.name, tour.program, tour.name, tour.ranks);
             let skip = rank(level) > chosen;
             let args: &[&str] = if tour.program == "solver" { &["0", "64"] } else { &[] };

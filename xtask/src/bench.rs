@@ -12,18 +12,21 @@ pub struct Options {
     /// Only the whole programs.
     #[arg(long)]
     whole: bool,
+    /// Only what the launcher costs MPI jobs.
+    #[arg(long)]
+    mpi: bool,
 }
 
 /// Builds, measures, prints.
 pub fn run(options: &Options) -> Result<()> {
     setup::ensure()?;
     test::build_release()?;
-    if !options.whole {
+    if !options.whole && !options.mpi {
         let mut micro = run::cargo(["bench", "--quiet", "--package", "slackwater-benches", "--bench", "image", "--"]);
         micro.args(options.quick.then_some("--quick"));
         run::step(&mut micro)?;
     }
     let mut whole = run::cargo(["run", "--quiet", "--release", "--package", "slackwater-benches", "--"]);
-    whole.args(options.quick.then_some("--quick"));
+    whole.args(options.quick.then_some("--quick")).args(options.mpi.then_some("--mpi"));
     run::step(&mut whole)
 }

@@ -23,7 +23,10 @@ const PACKAGES: &[(&str, &str)] = &[
         "tests with other people's programs on a terminal",
         "dash zsh tcsh vim emacs-nox less sqlite3 screen bsdutils make",
     ),
-    ("tests with other people's MPI programs", "hpcc lammps lammps-examples scalapack-mpi-test python3-mpi4py"),
+    (
+        "tests with other people's MPI programs",
+        "hpcc lammps lammps-examples scalapack-mpi-test python3-mpi4py python3-numpy python3-pip",
+    ),
     (
         "tests with other people's servers",
         "redis-server redis-tools memcached nginx-light wrk postgresql iperf3 socat openssh-server openssh-client nodejs",
