@@ -2,7 +2,7 @@
 // What messages cost: prints for each kind of transfer the nanoseconds that one takes. Each figure is the median of batches, so
 // that what else the machine does now and then does not count.
 //
-//     cost [MILLISECONDS]      for each figure, about; default 400
+//     cost [MILLISECONDS]      for each figure, about; default 250
 #include "check.h"
 
 enum { LARGE = 1 << 20, BATCHES = 101 };
@@ -72,7 +72,7 @@ int main(int argc, char **argv) {
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &ranks);
-    double budget = (argc > 1 ? atof(argv[1]) : 400) * 1e6;
+    double budget = (argc > 1 ? atof(argv[1]) : 250) * 1e6;
     data = calloc(LARGE, 1);
     CHECK(data && ranks > 1, "two ranks and 1 MiB are needed");
     measure("ping-pong-8B", pingpong, 8, budget);
