@@ -99,8 +99,8 @@ const ROWS: &[Row] = &[
     row("stress", &[], "interval", 2, 2, "normal", Over::Only(&["openmpi-tcp", "mpich-posix"])),
     row("stress", &[], "interval", 4, 10, "full", Over::Host),
     row("inside", &["all"], "inside", 2, 2, "normal", Over::Only(&["openmpi-default", "mpich-posix"])),
-    row("inside", &["one"], "inside", 4, 10, "full", Over::Main),
-    row("inside", &["all"], "inside", 4, 10, "full", Over::Main),
+    row("inside", &["one"], "inside", 4, 10, "full", Over::Host),
+    row("inside", &["all"], "inside", 4, 10, "full", Over::Host),
     row("features", &[], "restart", 4, 10, "full", Over::Main),
     row("stress", &[], "restart", 4, 25, "full", Over::Main),
     row("stress", &[], "go-on", 4, 100, "full", Over::Main),
@@ -113,20 +113,7 @@ const ROWS: &[Row] = &[
 /// Jobs that go from machine to machine. Nine machines are sixteen restarts, half of them on another one.
 const TOURS: &[(Tour, Over)] = &[
     (tour("reboot", "stress", 2, 0, 3, "normal"), Over::Verbs),
-    (tour("reboot", "stress", 2, 0, 2, "normal"), Over::Only(&["openmpi-tcp"])),
-    (
-        tour("reboot", "stress", 2, 0, 3, "full"),
-        Over::Only(&[
-            "openmpi-vader",
-            "openmpi-default",
-            "openmpi-ucx-tcp",
-            "openmpi-ucx-posix",
-            "openmpi-ucx-sysv",
-            "mpich-tcp",
-            "mpich-posix",
-            "mpich-sysv",
-        ]),
-    ),
+    (tour("reboot", "stress", 2, 0, 3, "full"), Over::Host),
     (tour("contract", "stress", 2, 50, 9, "full"), Over::Verbs),
     (tour("contract", "stress", 4, 50, 9, "full"), Over::Verbs),
     (tour("contract", "solver", 2, 50, 9, "full"), Over::Verbs),
