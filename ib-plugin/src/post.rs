@@ -9,6 +9,7 @@
 use crate::cq::Cq;
 use crate::qp::{Keep, MARKER, Qp, Soaked};
 use crate::srq::Srq;
+use crate::wr::{WR_ATOMIC_WRITE, post_atomic_write};
 use crate::{ah::Ah, context::Context, mr, peers, sync::{Held, Inside}};
 use alloc::vec::Vec;
 use core::ffi::{c_int, c_uint};
@@ -114,7 +115,7 @@ impl Translated {
     }
 }
 
-/// Datagrams, and everything after a restart: one request at a time, with the driver's handles and keys.
+/// Datagrams, QPs with atomic writes, and everything after a restart: one request at a time, with the driver's handles and keys.
 unsafe fn send_copied(qp: &mut Qp, mut wr: *mut ibv_send_wr, bad: *mut *mut ibv_send_wr) -> c_int {
     while !wr.is_null() {
         let mut own = MaybeUninit::<ibv_send_wr>::uninit();
@@ -133,7 +134,7 @@ unsafe fn send_copied(qp: &mut Qp, mut wr: *mut ibv_send_wr, bad: *mut *mut ibv_
                     own.wr.ud.ah = (*ah).real;
                 }
             }
-            (_, 0 | 1 | 4) => own.wr.rdma.rkey = qp.remote_key(own.wr.rdma.rkey),
+            (_, 0 | 1 | 4 | WR_ATOMIC_WRITE) => own.wr.rdma.rkey = qp.remote_key(own.wr.rdma.rkey),
             (_, 5 | 6) => own.wr.atomic.rkey = qp.remote_key(own.wr.atomic.rkey),
             (_, 9) => {
                 let key = own.imm_data_invalidated_rkey_union.invalidated_rkey;
@@ -142,7 +143,11 @@ unsafe fn send_copied(qp: &mut Qp, mut wr: *mut ibv_send_wr, bad: *mut *mut ibv_
             _ => {}
         }
         let mut failed = null_mut();
-        let ret = (qp.post_send)(qp.real, own, &mut failed);
+        let ret = if own.opcode == WR_ATOMIC_WRITE && own.send_flags & INLINE != 0 {
+            post_atomic_write(qp, own)
+        } else {
+            (qp.post_send)(qp.real, own, &mut failed)
+        };
         if ret != 0 {
             *bad = wr;
             return ret;

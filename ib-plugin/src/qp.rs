@@ -8,7 +8,7 @@ use crate::cq::Cq;
 use crate::keys::KeyMap;
 use crate::ring::Ring;
 use crate::srq::Srq;
-use crate::{context::Context, driver, pd::Pd, peers, refuse, sync::{Biased, Lock}, wr};
+use crate::{context::Context, driver, ident, pd::Pd, peers, refuse, sync::{Biased, Lock}, wr};
 use alloc::{boxed::Box, collections::VecDeque, vec, vec::Vec};
 use core::ffi::c_int;
 use core::mem::zeroed;
@@ -172,6 +172,8 @@ pub(crate) struct Qp {
     pub(crate) cap: ibv_qp_cap,
     /// One send slot more than the program has was granted.
     pub(crate) spare: bool,
+    /// `enum ibv_qp_create_send_ops_flags` that the driver's QP must have, too; else 0.
+    pub(crate) ops: u64,
     /// Keys of the peer's regions; null: as the program calls them.
     pub(crate) keys: *const KeyMap,
     pub(crate) unacked: Unacked,
@@ -207,8 +209,17 @@ impl Qp {
 
     /// Makes the driver's QP and enters it into the device's table. `spare`: with room for a marker.
     pub(crate) unsafe fn create_real(&mut self, cap: &mut ibv_qp_cap) -> bool {
-        let Some(f) = driver::loaded().and_then(|d| d.create_qp) else { return false };
-        let mut init: ibv_qp_init_attr = zeroed();
+        let Some(plain) = driver::loaded().and_then(|d| d.create_qp) else { return false };
+        let ops = self.ops;
+        let f = |pd: *mut ibv_pd, init: &mut ibv_qp_init_attr_ex| {
+            if ops == 0 {
+                // The legacy attributes are a prefix of the extended ones.
+                return plain(pd, core::ptr::from_mut(init).cast());
+            }
+            (init.comp_mask, init.pd, init.send_ops_flags) = (1 | 64, pd, ops);
+            ident::vctx((*pd).context).and_then(|v| (*v).create_qp_ex).map_or(null_mut(), |f| f((*pd).context, init))
+        };
+        let mut init: ibv_qp_init_attr_ex = zeroed();
         init.qp_context = core::ptr::from_mut(self).cast();
         let base = &self.ibv.qp_base;
         let ctx = Context::of(base.context);
@@ -285,7 +296,7 @@ impl Qp {
     }
 }
 
-unsafe fn make(pd: *mut ibv_pd, init: *mut ibv_qp_init_attr) -> *mut Qp {
+unsafe fn make(pd: *mut ibv_pd, init: *mut ibv_qp_init_attr, ops: u64) -> *mut Qp {
     let ctx = Context::of((*pd).context);
     let kind = (*init).qp_type;
     if !matches!(kind, kind::IBV_QPT_RC | kind::IBV_QPT_UC | kind::IBV_QPT_UD) {
@@ -307,7 +318,7 @@ unsafe fn make(pd: *mut ibv_pd, init: *mut ibv_qp_init_attr) -> *mut Qp {
         rq_lock: Biased::new(),
         kind,
         sig_all: (*init).sq_sig_all != 0,
-        copies: kind == kind::IBV_QPT_UD || (*ctx).translated(),
+        copies: kind == kind::IBV_QPT_UD || ops != 0 || (*ctx).translated(),
         rq_slow: (*ctx).translated(),
         attention: (*ctx).translated(),
         translated: (*ctx).translated(),
@@ -322,6 +333,7 @@ unsafe fn make(pd: *mut ibv_pd, init: *mut ibv_qp_init_attr) -> *mut Qp {
         attr_mask: 0,
         cap: zeroed(),
         spare: false,
+        ops,
         keys: core::ptr::null(),
         unacked: Unacked::new(),
         builder: wr::Builder::default(),
@@ -348,11 +360,11 @@ unsafe fn make(pd: *mut ibv_pd, init: *mut ibv_qp_init_attr) -> *mut Qp {
 /// `ibv_create_qp(3)`.
 pub(crate) unsafe extern "C" fn create_qp(pd: *mut ibv_pd, init: *mut ibv_qp_init_attr) -> *mut ibv_qp {
     let _w = Wrapper::enter();
-    make(pd, init).cast()
+    make(pd, init, 0).cast()
 }
 
 /// `ibv_create_qp_ex(3)`: PD, creation flags (none) and send operations.
-pub(crate) unsafe extern "C" fn create_qp_ex(_: *mut ibv_context, attr: *mut ibv_qp_init_attr_ex) -> *mut ibv_qp {
+pub(crate) unsafe extern "C" fn create_qp_ex(context: *mut ibv_context, attr: *mut ibv_qp_init_attr_ex) -> *mut ibv_qp {
     let _w = Wrapper::enter();
     let a = &mut *attr;
     // IBV_QP_INIT_ATTR_PD 1, CREATE_FLAGS 4, SEND_OPS_FLAGS 64.
@@ -362,13 +374,18 @@ pub(crate) unsafe extern "C" fn create_qp_ex(_: *mut ibv_context, attr: *mut ibv
         return null_mut();
     }
     let ops = if a.comp_mask & 64 != 0 { a.send_ops_flags } else { 0 };
+    let driver_has = ident::vctx((*Context::of(context)).real).is_some_and(|v| (*v).create_qp_ex.is_some());
+    if ops & wr::ATOMIC_WRITE != 0 && !driver_has {
+        driver::set_errno(libc::EOPNOTSUPP);
+        return null_mut();
+    }
     if ops & !wr::SUPPORTED != 0 {
-        refuse::refused("ibv_wr_bind_mw, ibv_wr_send_tso and ibv_wr_atomic_write");
+        refuse::refused("ibv_wr_bind_mw and ibv_wr_send_tso");
         driver::set_errno(libc::EOPNOTSUPP);
         return null_mut();
     }
     // The legacy attributes are a prefix of the extended ones.
-    let qp = make(a.pd, attr.cast());
+    let qp = make(a.pd, attr.cast(), if ops & wr::ATOMIC_WRITE != 0 { ops } else { 0 });
     if !qp.is_null() && a.comp_mask & 64 != 0 {
         wr::install(&mut *qp);
     }

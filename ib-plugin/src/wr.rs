@@ -13,8 +13,13 @@ use core::ptr::null_mut;
 use rdma_sys::*;
 use slackwater_plugin::Wrapper;
 
-/// `enum ibv_qp_create_send_ops_flags`: write, write with imm, send, send with imm, read, cmp swp, fetch add, local inv, send inv.
-pub(crate) const SUPPORTED: u64 = 0x7f | 1 << 7 | 1 << 9;
+/// `enum ibv_qp_create_send_ops_flags`: write, write with imm, send, send with imm, read, cmp swp, fetch add, local inv, send inv,
+/// atomic write.
+pub(crate) const SUPPORTED: u64 = 0x7f | 1 << 7 | 1 << 9 | ATOMIC_WRITE;
+/// `IBV_QP_EX_WITH_ATOMIC_WRITE`. `ibv_post_send` has no such request, so the driver's QP is an extended one, too.
+pub(crate) const ATOMIC_WRITE: u64 = 1 << 12;
+/// `IBV_WR_ATOMIC_WRITE`: among ours its eight bytes are inline data.
+pub(crate) const WR_ATOMIC_WRITE: ibv_wr_opcode::Type = 15;
 
 /// Requests gathered.
 #[derive(Default)]
@@ -53,6 +58,7 @@ pub(crate) fn install(qp: &mut Qp) {
     ex.wr_atomic_cmp_swp = Some(cmp_swp);
     ex.wr_atomic_fetch_add = Some(fetch_add);
     ex.wr_local_inv = Some(local_inv);
+    ex.wr_atomic_write = (qp.ops & ATOMIC_WRITE != 0).then_some(atomic_write as _);
     ex.wr_set_sge = Some(set_sge);
     ex.wr_set_sge_list = Some(set_sge_list);
     ex.wr_set_inline_data = Some(set_inline);
@@ -135,6 +141,23 @@ unsafe extern "C" fn cmp_swp(ex: *mut ibv_qp_ex, rkey: u32, remote_addr: u64, co
 unsafe extern "C" fn fetch_add(ex: *mut ibv_qp_ex, rkey: u32, remote_addr: u64, compare_add: u64) {
     add(ex, ibv_wr_opcode::IBV_WR_ATOMIC_FETCH_AND_ADD).wr.atomic = atomic_t { remote_addr, compare_add, swap: 0, rkey };
 }
+unsafe extern "C" fn atomic_write(ex: *mut ibv_qp_ex, rkey: u32, remote_addr: u64, value: *const c_void) {
+    add(ex, WR_ATOMIC_WRITE).wr.rdma = rdma_t { remote_addr, rkey };
+    put_inline(&mut (*ex.cast::<Qp>()).builder, value.cast(), 8);
+}
+
+/// Hands the driver an atomic write, whose key is the driver's already; 0 or an errno value. With the send queue's lock held.
+pub(crate) unsafe fn post_atomic_write(qp: &Qp, wr: &ibv_send_wr) -> c_int {
+    let real = qp.real.cast::<ibv_qp_ex>();
+    let (Some(start), Some(write), Some(complete)) = ((*real).wr_start, (*real).wr_atomic_write, (*real).wr_complete) else {
+        return libc::EOPNOTSUPP;
+    };
+    start(real);
+    ((*real).wr_id, (*real).wr_flags) = (wr.wr_id, wr.send_flags & !INLINE);
+    write(real, wr.wr.rdma.rkey, wr.wr.rdma.remote_addr, (*wr.sg_list).addr as *const c_void);
+    complete(real)
+}
+
 unsafe extern "C" fn set_sge(ex: *mut ibv_qp_ex, lkey: u32, addr: u64, length: u32) {
     (*ex.cast::<Qp>()).builder.sges.push(ibv_sge { addr, length, lkey });
 }

@@ -111,9 +111,8 @@ pub fn suite() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Of the suite, what names a thing that is refused (`docs/verbs-coverage.md`): memory windows, and the atomic write, which the
-/// old post interface does not have.
-const REFUSED: [&str; 3] = [".MWTest.", "_bind_mw", "_atomic_write"];
+/// Of the suite, what names a thing that is refused (`docs/verbs-coverage.md`): memory windows.
+const REFUSED: [&str; 2] = [".MWTest.", "_bind_mw"];
 
 /// Inside: each test of pyverbs ends as it does natively. `$SLACKWATER_ACT` is the folder of [`suite`].
 ///

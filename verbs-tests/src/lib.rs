@@ -38,7 +38,8 @@ pub enum Scenario {
     GoOn,
     /// Checkpoint, SIGKILL of all, restart; and once more, so that the second is a restart of a restart.
     Restart,
-    /// Checkpoint, SIGKILL, restart on a machine with another address; there once more.
+    /// All that can befall it: a checkpoint after which it goes on, a second, SIGKILL and restart, a third and SIGKILL; restart in a fresh
+    /// machine with another address; there a fourth, SIGKILL and restart, of what was restarted.
     Move,
 }
 
@@ -109,12 +110,20 @@ fn moves(pair: &Pair) -> Result<()> {
     } else {
         computation.restart(None)?;
     }
-    at_work(before).with_context(|| format!("machine {}", act.number))?;
-    computation.checkpoint(&[]).with_context(|| format!("checkpoint on machine {}", act.number))?;
-    computation.sigkill_all()?;
+    let cut = |computation: &mut Computation, before: u64, n: u32| {
+        let what = || format!("checkpoint {n} on machine {}", act.number);
+        at_work(before).with_context(what)?;
+        computation.checkpoint(&[]).with_context(what)
+    };
+    cut(&mut computation, before, 1)?;
     if !act.is_last() {
-        return Ok(());
+        cut(&mut computation, packets_sent()?, 2)?;
+        computation.sigkill_all()?;
+        computation.restart(None)?;
+        cut(&mut computation, packets_sent()?, 3)?;
+        return computation.sigkill_all();
     }
+    computation.sigkill_all()?;
     computation.restart(None)?;
     verdict(&mut computation, pair)
 }
