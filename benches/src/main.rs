@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, reason = "a program that prints a table")]
 
 mod mpi;
+mod perftest;
 
 use anyhow::{Context as _, Result, ensure};
 use slackwater_harness::{Computation, Kit, Mode, Program};
@@ -16,16 +17,38 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 fn main() -> Result<()> {
-    let quick = std::env::args().any(|a| a == "--quick");
-    if std::env::args().any(|a| a == "--mpi") {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let quick = arguments.iter().any(|a| a == "--quick");
+    if arguments.iter().any(|a| a == "--mpi") {
         return mpi::all(if quick { 3 } else { 15 });
     }
-    launch(if quick { 10 } else { 40 })?;
-    checkpoints("tiny process", "pulse-0", if quick { 5 } else { 15 }, 10.0, 40.0)?;
-    checkpoints("1 GiB of random bytes", "pulse-1024", if quick { 1 } else { 5 }, 15.0, f64::INFINITY)?;
-    calls(if quick { 2 } else { 7 })?;
-    cycles(if quick { 2 } else { 5 })?;
-    mpi::all(if quick { 3 } else { 15 })
+    let only = arguments.iter().find(|a| !a.starts_with("--"));
+    let wanted = |part: &str| only.is_none_or(|o| o == part);
+    if wanted("launch") {
+        launch(if quick { 10 } else { 40 })?;
+    }
+    if wanted("checkpoints") {
+        checkpoints("tiny process", "pulse-0", if quick { 5 } else { 15 }, 10.0, 40.0)?;
+        checkpoints("1 GiB of random bytes", "pulse-1024", if quick { 1 } else { 5 }, 15.0, f64::INFINITY)?;
+    }
+    if wanted("calls") {
+        calls(if quick { 2 } else { 7 })?;
+    }
+    if wanted("cycles") {
+        cycles(if quick { 2 } else { 5 })?;
+    }
+    let pairs = arguments.iter().find_map(|a| a.strip_prefix("--pairs=")?.parse().ok());
+    let pairs = pairs.unwrap_or(if quick { 7 } else { 31 });
+    if only.is_some_and(|o| o == "perftest-inside") {
+        return perftest::inside(pairs);
+    }
+    if wanted("perftest") {
+        perftest::run(pairs)?;
+    }
+    if wanted("mpi") {
+        mpi::all(if quick { 3 } else { 15 })?;
+    }
+    Ok(())
 }
 
 fn program(name: &str) -> Result<Vec<String>> {

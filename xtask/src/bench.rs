@@ -15,6 +15,9 @@ pub struct Options {
     /// Only what the launcher costs MPI jobs.
     #[arg(long)]
     mpi: bool,
+    /// Of the whole programs only these: launch, checkpoints, calls, cycles or perftest.
+    #[arg(value_name = "PART", requires = "whole")]
+    part: Option<String>,
 }
 
 /// Builds, measures, prints.
@@ -27,6 +30,6 @@ pub fn run(options: &Options) -> Result<()> {
         run::step(&mut micro)?;
     }
     let mut whole = run::cargo(["run", "--quiet", "--release", "--package", "slackwater-benches", "--"]);
-    whole.args(options.quick.then_some("--quick")).args(options.mpi.then_some("--mpi"));
-    run::step(&mut whole)
+    whole.args(options.quick.then_some("--quick")).args(options.mpi.then_some("--mpi")).args(&options.part);
+    run::step(whole.env("SLACKWATER_XTASK", std::env::current_exe()?))
 }
