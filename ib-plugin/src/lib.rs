@@ -27,8 +27,8 @@ macro_rules! modules {
     )* };
 }
 modules! {
-    ah arena channel cm context cq device events exchange exports fds ident keys loaded mr pd peers post qp quiesce refuse registry
-    restart ring settle srq sync wire wr
+    ah arena channel cm context cq device events exchange exports fds ident keys loaded mr pd peers place post qp quiesce reconnect
+    refuse registry restart ring settle srq sync wire wr
 }
 #[allow(unsafe_code)] // as above
 #[allow(unsafe_op_in_unsafe_fn, reason = "as above")]

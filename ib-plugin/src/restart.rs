@@ -12,17 +12,18 @@
 use crate::channel::Channel;
 use crate::context::Context;
 use crate::cq::Cq;
-use crate::device::{self, Device, QPNS};
 use crate::exchange::{self, Card, SCOPE};
 use crate::ident::Ident;
 use crate::keys::{DEAD, KeyMap};
 use crate::mr::{self, LKEYS, RKEYS};
 use crate::pd::Pd;
-use crate::peers::{Directory, Peer, QpId};
+use crate::peers::QpId;
+use crate::place::place;
 use crate::qp::{Qp, kind, mask, state};
 use crate::quiesce::{contexts, port_maps};
-use crate::wire::{Reader, Writer};
-use crate::{cm, driver, fds, post, srq};
+use crate::reconnect::connect;
+use crate::wire::Writer;
+use crate::{cm, driver, fds};
 use alloc::{boxed::Box, collections::BTreeMap, format, string::String, vec::Vec};
 use core::mem::zeroed;
 use core::ptr::null_mut;
@@ -30,9 +31,9 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use rdma_sys::*;
 use slackwater_plugin::{Info, Verdict, protect_fd, publish};
 
-type Outcome<T> = Result<T, String>;
+pub(crate) type Outcome<T> = Result<T, String>;
 
-const NO_RDMA: &str = "the program uses RDMA, and there is none here; restart it where `ibv_devices` lists a device";
+pub(crate) const NO_RDMA: &str = "the program uses RDMA, and there is none here; restart it where `ibv_devices` lists a device";
 
 /// One round.
 pub(crate) unsafe fn round(info: &mut Info) -> Verdict {
@@ -48,11 +49,11 @@ pub(crate) unsafe fn round(info: &mut Info) -> Verdict {
     })
 }
 
-fn need<T>(f: Option<T>, what: &str) -> Outcome<T> {
+pub(crate) fn need<T>(f: Option<T>, what: &str) -> Outcome<T> {
     f.ok_or_else(|| format!("the driver has no {what}"))
 }
 
-fn failed(what: &str) -> String {
+pub(crate) fn failed(what: &str) -> String {
     format!("{what} fails after the restart (errno {})", driver::pass_errno())
 }
 
@@ -126,84 +127,6 @@ fn install(at: &AtomicPtr<KeyMap>, pairs: &[(u32, u32)]) {
 struct Keys {
     local: Vec<(u32, u32)>,
     remote: Vec<(u32, u32)>,
-}
-
-/// The highest port that a QP or an address handle of this device names.
-unsafe fn last_port(contexts: &[*mut Context], device: *mut Device) -> u8 {
-    let mut last = 1;
-    for &ctx in contexts.iter().filter(|&&c| (*c).device == device) {
-        let o = (*ctx).objects.lock();
-        for &qp in &o.qps.0 {
-            let (q, has) = (&*qp, |bit| (*qp).attr_mask & bit != 0);
-            last = last.max(if has(mask::PORT) { q.attr.port_num } else { 1 });
-            last = last.max(if has(mask::AV) { q.attr.ah_attr.port_num } else { 1 });
-        }
-        last = o.ahs.0.iter().map(|&ah| (*ah).attr.port_num).fold(last, u8::max);
-    }
-    last
-}
-
-/// Who a device of the driver's is.
-unsafe fn who(device: *mut ibv_device) -> Option<Ident> {
-    let d = driver::loaded()?;
-    let real = d.open_device?(device);
-    if real.is_null() {
-        return None;
-    }
-    let ident = Ident::read(real);
-    d.close_device?(real);
-    ident
-}
-
-/// Finds for each device of the program one that is there now and has the ports that it uses: of the same name, else the one
-/// most like it that nobody has taken, else the one most like it.
-unsafe fn place(contexts: &[*mut Context]) -> Outcome<()> {
-    let mut wanted: Vec<*mut Device> = contexts.iter().map(|&c| (*c).device).collect();
-    wanted.sort_unstable();
-    wanted.dedup();
-    let (reals, _) = device::real_list();
-    if reals.is_empty() {
-        return Err(NO_RDMA.into());
-    }
-    let here: Vec<(*mut ibv_device, Ident)> = reals.into_iter().filter_map(|r| Some((r, who(r)?))).collect();
-    let mut taken = Vec::new();
-    let mut homeless = Vec::new();
-    for d in wanted {
-        (*d).real = null_mut();
-        let table = (*d).qps.load(Ordering::Relaxed);
-        if !table.is_null() {
-            // SAFETY: our own reserve; it comes back as zeros, that is, no QPs. Raw, for UCX patches madvise(2).
-            libc::syscall(libc::SYS_madvise, table, QPNS * size_of::<*mut Qp>(), libc::MADV_DONTNEED);
-        }
-        let ports = last_port(contexts, d);
-        match here.iter().find(|h| (*h.0).name == (*d).ibv.name && h.1.ports.len() >= ports.into()) {
-            Some(h) => {
-                (*d).real = h.0;
-                taken.push(h.0);
-            }
-            None => homeless.push((d, ports)),
-        }
-    }
-    for (d, ports) in homeless {
-        let name = (*d).name().to_string_lossy();
-        let best = here.iter().filter(|h| h.1.ports.len() >= ports.into()).max_by_key(|h| {
-            let like = (*d).seen.as_ref().map_or(0, |seen| seen.likeness(&h.1));
-            (!taken.contains(&h.0), like)
-        });
-        let Some((real, _)) = best else {
-            return Err(format!(
-                "the program uses port {ports} of RDMA device {name}, and no device here that can be opened has as many ports \
-                 (`ibv_devinfo` tells); restart it where one has"
-            ));
-        };
-        (*d).real = *real;
-        taken.push(*real);
-        crate::say(&format!(
-            "slackwater-ib: device {name} is not here; its objects come back on {}",
-            core::ffi::CStr::from_ptr((**real).name.as_ptr()).to_string_lossy()
-        ));
-    }
-    Ok(())
 }
 
 /// Pages that were put where no memory was; they go when this is dropped. Raw system calls: UCX patches the C library's.
@@ -358,7 +281,7 @@ unsafe fn queues(contexts: &[*mut Context], member: u64, card: &mut Card) -> Out
 }
 
 /// Brings the driver's QP to a state with the attributes that the program had set.
-unsafe fn modify(q: &mut Qp, to: ibv_qp_state::Type, what: i32, patch: impl FnOnce(&mut ibv_qp_attr)) -> Outcome<()> {
+pub(crate) unsafe fn modify(q: &mut Qp, to: ibv_qp_state::Type, what: i32, patch: impl FnOnce(&mut ibv_qp_attr)) -> Outcome<()> {
     let mut attr: ibv_qp_attr = core::ptr::read(&q.attr);
     attr.qp_state = to;
     patch(&mut attr);
@@ -366,171 +289,6 @@ unsafe fn modify(q: &mut Qp, to: ibv_qp_state::Type, what: i32, patch: impl FnOn
     let ret = f(q.real, &mut attr, mask::STATE | what);
     if ret != 0 {
         return Err(format!("QP {:#x} cannot be brought to state {to}: error {ret}", q.number()));
-    }
-    Ok(())
-}
-
-unsafe fn connect(info: &Info, contexts: &[*mut Context]) -> Outcome<()> {
-    let cards = Card::all(info).ok_or("the cards of some processes did not come")?;
-    let mut directory = Directory::default();
-    for port in cards.iter().flat_map(|c| &c.ports) {
-        directory.port(port);
-    }
-    // Where the peers of connected QPs are now.
-    let mut ids: Vec<QpId> = Vec::new();
-    for &ctx in contexts {
-        let qps = (*ctx).objects.lock().qps.0.clone();
-        for qp in qps {
-            let q = &*qp;
-            if q.kind != kind::IBV_QPT_UD
-                && q.attr_mask & mask::DEST_QPN != 0
-                && let Some(port) = directory.destination(&q.attr.ah_attr)
-            {
-                ids.push((port.0, q.attr.dest_qp_num));
-            }
-        }
-    }
-    ids.sort_unstable();
-    ids.dedup();
-    let keys: Vec<[u8; 13]> = ids.iter().map(|&id| exchange::qp_key(b'c', id)).collect();
-    let values = exchange::ask(&keys).ok_or("the peers' records cannot be queried")?;
-    let mut found: Vec<(QpId, u64, u32)> = Vec::new();
-    for (id, value) in ids.iter().zip(values) {
-        if let Some(value) = value {
-            let mut r = Reader(&value);
-            if let (Some(member), Some(number)) = (r.u64(), r.u32()) {
-                found.push((*id, member, number));
-            }
-        }
-    }
-    // The key tables of all processes that may be named in a remote operation.
-    let mut members: Vec<u64> = found.iter().map(|f| f.1).collect();
-    members.extend(cards.iter().filter(|c| c.connectable).map(|c| c.member));
-    members.sort_unstable();
-    members.dedup();
-    let asked: Vec<[u8; 9]> = members.iter().map(|&m| exchange::table_key(m)).collect();
-    let tables = exchange::ask(&asked).ok_or("the peers' keys cannot be queried")?;
-    let mut maps: BTreeMap<u64, *const KeyMap> = BTreeMap::new();
-    let mut merged: BTreeMap<u64, Vec<(u32, u32)>> = BTreeMap::new();
-    for (member, table) in members.iter().zip(tables) {
-        let mut pairs = Vec::new();
-        let bytes = table.unwrap_or_default();
-        let mut r = Reader(&bytes);
-        while let (Some(from), Some(to)) = (r.u32(), r.u32()) {
-            pairs.push((from, to));
-        }
-        for port in cards.iter().filter(|c| c.member == *member).flat_map(|c| &c.ports) {
-            merged.entry(port.id.0).or_default().extend_from_slice(&pairs);
-        }
-        maps.insert(*member, Box::into_raw(Box::new(KeyMap::new(pairs.into_iter()))));
-    }
-    let map_of = |member: u64| maps.get(&member).copied().unwrap_or(core::ptr::null());
-    for (guid, pairs) in merged {
-        directory.by_device.insert(guid, Box::into_raw(Box::new(KeyMap::new(pairs.into_iter()))));
-    }
-    for (id, member, number) in found {
-        directory.qp(id, Peer { number, keys: map_of(member) });
-    }
-    for card in &cards {
-        for &(id, number) in &card.open {
-            directory.qp(id, Peer { number, keys: map_of(card.member) });
-        }
-    }
-    for &ctx in contexts {
-        let guid = (*(*ctx).device).seen.as_ref().map_or(0, |s| s.node_guid);
-        for &qp in &(*ctx).objects.lock().qps.0 {
-            let q = &*qp;
-            directory.qp((guid, q.number()), Peer { number: (*q.real).qp_num, keys: map_of(info.member) });
-        }
-    }
-    for &ctx in contexts {
-        let (ahs, srqs, qps) = {
-            let o = (*ctx).objects.lock();
-            (o.ahs.0.clone(), o.srqs.0.clone(), o.qps.0.clone())
-        };
-        for ah in ahs {
-            let mut attr = (*ah).attr;
-            directory.outward(ctx, &mut attr);
-            let f = need(driver::loaded().and_then(|d| d.create_ah), "ibv_create_ah")?;
-            (*ah).real = f((*(*ah).ibv.pd.cast::<Pd>()).real, &mut attr);
-            if (*ah).real.is_null() {
-                return Err(failed("ibv_create_ah"));
-            }
-        }
-        for s in srqs {
-            repost_shared(&mut *s)?;
-        }
-        for qp in qps {
-            raise(ctx, &mut *qp, &directory)?;
-        }
-    }
-    directory.install();
-    Ok(())
-}
-
-/// A QP from INIT to the state it had, its receives posted.
-unsafe fn raise(ctx: *mut Context, q: &mut Qp, directory: &Directory) -> Outcome<()> {
-    let had = q.state();
-    if had == state::IBV_QPS_RESET {
-        return Ok(());
-    }
-    q.rq.forget_own();
-    let ring: Vec<(u64, Vec<ibv_sge>)> =
-        (q.rq.head..q.rq.tail).map(|i| q.rq.slot(i)).map(|s| (q.rq.slots.id(s), q.rq.slots.list(s))).collect();
-    if had == state::IBV_QPS_ERR {
-        q.rq.clear();
-        return modify(q, state::IBV_QPS_ERR, 0, |_| {});
-    }
-    for (id, list) in ring {
-        let ret = post::recv_one(q, id, list.as_ptr(), list.len() as i32);
-        if ret != 0 {
-            return Err(format!("a receive of QP {:#x} cannot be posted again: error {ret}", q.number()));
-        }
-    }
-    if had == state::IBV_QPS_INIT {
-        return Ok(());
-    }
-    let (mut rtr, mut rts) = (0, 0);
-    let mut peer = Peer { number: q.attr.dest_qp_num, keys: core::ptr::null() };
-    if q.kind != kind::IBV_QPT_UD {
-        peer = directory.find(&q.attr.ah_attr, q.attr.dest_qp_num);
-        rtr = mask::AV | mask::PATH_MTU | mask::DEST_QPN | mask::RQ_PSN;
-    }
-    if q.kind == kind::IBV_QPT_RC {
-        rtr |= mask::MAX_DEST_RD_ATOMIC | mask::MIN_RNR_TIMER;
-        rts = mask::TIMEOUT | mask::RETRY_CNT | mask::RNR_RETRY | mask::MAX_QP_RD_ATOMIC;
-    }
-    q.keys = peer.keys;
-    modify(q, state::IBV_QPS_RTR, rtr, |attr| {
-        attr.dest_qp_num = peer.number;
-        // SAFETY: the context is live, the union plain data.
-        unsafe { directory.outward(ctx, &mut attr.ah_attr) };
-    })?;
-    if had == state::IBV_QPS_RTR {
-        return Ok(());
-    }
-    modify(q, state::IBV_QPS_RTS, rts | mask::SQ_PSN, |_| {})?;
-    if had == state::IBV_QPS_SQD {
-        modify(q, state::IBV_QPS_SQD, 0, |_| {})?;
-    }
-    Ok(())
-}
-
-unsafe fn repost_shared(s: &mut srq::Srq) -> Outcome<()> {
-    let f = need((*(*s.real).context).ops.post_srq_recv, "ibv_post_srq_recv")?;
-    let slots = s.pool.lock().in_order();
-    for slot in slots {
-        let mut pool = s.pool.lock();
-        if pool.slots.is_own(slot) {
-            pool.give(slot);
-            continue;
-        }
-        let mut list = pool.slots.list(slot);
-        drop(pool);
-        let ret = srq::repost(f, s.real, slot, list.as_mut_ptr(), list.len() as i32);
-        if ret != 0 {
-            return Err(format!("a shared receive cannot be posted again: error {ret}"));
-        }
     }
     Ok(())
 }
