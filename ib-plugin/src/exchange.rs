@@ -2,7 +2,7 @@
 //!
 //! A process publishes one *card* (its ports and open QPs) under its member number, one record for each QP under the QP's
 //! own name, and after a restart one table of its keys. Member numbers may have gaps: they are asked for in growing batches
-//! until as many cards are found as there are members.
+//! until as many cards are found as there are members; mostly the first is all.
 use crate::ident::PortMap;
 use crate::peers::QpId;
 use crate::wire::{Reader, Writer};
@@ -58,7 +58,8 @@ impl Card {
     pub(crate) fn all(info: &Info) -> Option<Vec<Self>> {
         let mut cards = Vec::new();
         let mut from = 0u64;
-        let mut batch = 64u64;
+        // Without gaps the first is all; then each question twice as long.
+        let mut batch = u64::from(info.members) + 64;
         while (cards.len() as u32) < info.members && from < 1 << 20 {
             let keys: Vec<[u8; 9]> = (from..from + batch).map(card_key).collect();
             let refs: Vec<&[u8]> = keys.iter().map(<[u8; 9]>::as_slice).collect();

@@ -219,6 +219,23 @@ pub fn hammer(cycles: u32) -> Result<()> {
     let mut computation = Computation::new(Mode::Pipe)?;
     computation.env("SLACKWATER_LIBIBVERBS", &mock);
     computation.launch_with(&["--plugin", &plugin()?], &[program, "endless".into()])?;
+    beats(computation, cycles)
+}
+
+/// Atomic writes, which only an extended queue pair of the driver's can send, over go-on and restarts.
+///
+/// # Errors
+/// What went wrong.
+pub fn atomic_write(cycles: u32) -> Result<()> {
+    let folder = Folder::new()?;
+    let program = folder.build("programs/atomicwrite.c", "atomicwrite", &["-libverbs"])?;
+    let mut computation = Computation::new(Mode::Pipe)?;
+    computation.launch(&[program])?;
+    beats(computation, cycles)
+}
+
+/// So many times: checkpoint, go on, SIGKILL, restart; the program prints "beat" as it comes on.
+fn beats(mut computation: Computation, cycles: u32) -> Result<()> {
     computation.wait_line("beat")?;
     for n in 1..=cycles {
         computation.checkpoint(&[]).with_context(|| format!("checkpoint {n}"))?;

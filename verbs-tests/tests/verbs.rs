@@ -9,7 +9,7 @@ use slackwater_harness::in_guest;
 use slackwater_mpi_tests::guest;
 use slackwater_verbs_tests::verifier::{self, CASES};
 use slackwater_verbs_tests::{
-    Pair, Scenario, answers, bindings, closes, devices, hammer, loads, play, refused, travel,
+    Pair, Scenario, answers, atomic_write, bindings, closes, devices, hammer, loads, play, refused, travel,
 };
 use std::process::ExitCode;
 
@@ -146,6 +146,8 @@ fn main() -> ExitCode {
     let other = || guest::run("inside::other-devices");
     full("other-devices".into(), Box::new(|| devices::play(&MAIN[1])), Box::new(other));
     full("rdma-cm-refused".into(), Box::new(refused), Box::new(|| guest::run("inside::rdma-cm-refused")));
+    let writes = || guest::run("inside::atomic-write");
+    full("atomic-write".into(), Box::new(|| atomic_write(8)), Box::new(writes));
     full("pyverbs".into(), Box::new(bindings::pyverbs), Box::new(suite));
     let cycles = if level == "full" { 100 } else { 10 };
     trials.push(Trial::test("host::loads-libibverbs-itself", || loads().map_err(fail)));
