@@ -352,6 +352,26 @@ fn a_restart_gives_the_old_numbers_and_holds_rounds() {
 }
 
 #[test]
+fn a_checkpoint_asked_for_before_the_restart_waits_for_it() {
+    let dir = temp();
+    let (command, victim) = (Victim::new(), Victim::new());
+    let options = Options { expect: Some((7, command.pid())), ..Options::default() };
+    let coordinator = Coordinator::start(dir.path(), options);
+    let mut asked = coordinator.ask(&Request::Checkpoint { kill: false });
+    while coordinator.status().state == Phase::Starting {
+        std::thread::yield_now();
+    }
+    let (pid, members) = (victim.pid(), vec![back(5, victim.pid())]);
+    let mut restart = coordinator.ask(&Request::Restart { token: 7, generation: 3, root_pid: pid, members });
+    assert!(matches!(restart.receive().unwrap(), Reply::Expecting));
+    let back = process(&coordinator, Behaviour { restarted_from: Some(3), ..plain(pid) });
+    assert!(matches!(restart.receive().unwrap(), Reply::Restarted));
+    let (path, _) = answer(&mut asked).unwrap();
+    assert_eq!(Manifest::read(&path).unwrap().members.len(), 1);
+    assert_eq!((back.next(), back.next()), (Seen::Resumed(None), Seen::Resumed(None)));
+}
+
+#[test]
 fn a_restart_that_fails_in_one_process_kills_all() {
     let dir = temp();
     let coordinator = Coordinator::start(dir.path(), Options::default());

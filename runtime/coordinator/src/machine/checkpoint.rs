@@ -170,6 +170,20 @@ impl Machine {
         self.attempt_checkpoint(kill, requesters, self.now, 0);
     }
 
+    /// One that was asked for before any process was there waits until the restart, which is announced now, is done.
+    pub(super) fn put_off_checkpoint(&mut self) {
+        let Activity::Checkpoint(checkpoint) = &mut self.activity else { return };
+        if !self.members.is_empty() || !matches!(checkpoint.stage, Stage::Folder | Stage::Suspend) {
+            return;
+        }
+        let (generation, kill) = (checkpoint.generation, checkpoint.kill);
+        let requesters = std::mem::take(&mut checkpoint.requesters);
+        self.activity = Activity::Idle;
+        self.pending.extend(requesters.into_iter().map(|conn| (Some(conn), kill)));
+        self.log(format!("checkpoint: generation {generation} is put off until the restart is done"));
+        self.emit(Effect::RemoveFolder(generation));
+    }
+
     fn attempt_checkpoint(&mut self, kill: bool, requesters: Vec<Conn>, asked: u64, retaken: u32) {
         let generation = self.settings.next_generation;
         self.settings.next_generation += 1;

@@ -59,6 +59,7 @@ impl Machine {
         root_pid: i32,
         members: &[RestartMember],
     ) {
+        self.put_off_checkpoint();
         if !matches!(self.activity, Activity::Idle) || !self.members.is_empty() || members.is_empty() {
             let reason = "a restart needs a coordinator without processes, and at least one process to restart".into();
             return self.answer(conn, Reply::Failed { reason });
