@@ -42,11 +42,11 @@ fn main() -> Result<()> {
     if only.is_some_and(|o| o == "perftest-inside") {
         return perftest::inside(pairs);
     }
-    if wanted("perftest") {
-        perftest::run(pairs)?;
-    }
     if wanted("mpi") {
         mpi::all(if quick { 3 } else { 15 })?;
+    }
+    if wanted("perftest") {
+        perftest::run(pairs)?;
     }
     Ok(())
 }

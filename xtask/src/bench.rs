@@ -15,7 +15,7 @@ pub struct Options {
     /// Only what the launcher costs MPI jobs.
     #[arg(long)]
     mpi: bool,
-    /// Of the whole programs only these: launch, checkpoints, calls, cycles or perftest.
+    /// Of the whole programs only these: launch, checkpoints, calls, cycles, mpi or perftest (in the guest: a quarter of an hour on a quiet machine).
     #[arg(value_name = "PART", requires = "whole")]
     part: Option<String>,
 }
