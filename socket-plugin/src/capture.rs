@@ -48,13 +48,14 @@ const PART: usize = 64 * 1024;
 /// A socket that no restart could bring back, in words.
 pub fn recognise(fd: i32, ino: u64) -> Result<Socket> {
     let option = |name| sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, name).map_err(|e| failed("getsockopt", e));
-    let s = Socket {
-        family: option(39 /* SO_DOMAIN */)?,
-        kind: option(3 /* SO_TYPE */)?,
-        protocol: option(38 /* SO_PROTOCOL */)?,
-        ino,
-        ..Socket::default()
+    let (family, protocol) = (option(39 /* SO_DOMAIN */)?, option(38 /* SO_PROTOCOL */)?);
+    let tcp = matches!(family, libc::AF_INET | libc::AF_INET6) && protocol == libc::IPPROTO_TCP;
+    let kind = if tcp {
+        libc::SOCK_STREAM
+    } else {
+        option(3 /* SO_TYPE */)?
     };
+    let s = Socket { family, kind, protocol, ino, ..Socket::default() };
     match (s.family, s.kind, s.protocol) {
         (libc::AF_UNIX, ..) => {}
         (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP) => {}
@@ -141,14 +142,15 @@ pub fn fill(fd: i32, s: &mut Socket, diag: &Diag, name: Name<'_>) -> core::resul
 /// that is on this host. What the peer's full window keeps back is helped along by widening this side's window.
 ///
 /// In the `first` round only this side's direction is looked at, by one call if all is acknowledged: the other end looks at its
-/// own. If that is not enough, somebody wants another round, and in that all is looked at.
+/// own, but where nobody holds it any more: it was closed, and still sends. If that is not enough, somebody wants another round,
+/// and in that all is looked at.
 pub fn quiet(fd: i32, s: &mut Socket, diag: &Diag, first: bool) -> bool {
     if s.protocol != libc::IPPROTO_TCP {
         return true;
     }
     // Of one that is not connected this is 0, or an error.
     let unacknowledged = sys::ioctl_get::<i32>(fd, 0x5411 /* SIOCOUTQ */).unwrap_or(0);
-    if first && unacknowledged == 0 {
+    if first && unacknowledged == 0 && !diag.closing().is_ok_and(|closing| !closing.is_empty()) {
         return true;
     }
     if describe(fd, s, diag).is_err() || s.state != State::Connected {
@@ -164,7 +166,9 @@ pub fn quiet(fd: i32, s: &mut Socket, diag: &Diag, first: bool) -> bool {
             if written > peer.arrived {
                 push(fd);
             }
-            peer.written <= arrived && written <= peer.arrived
+            // The end of the stream arrives like a byte.
+            let end = !Tcp::fin_unacknowledged(peer.state) || s.tcp.is_some_and(|tcp| Tcp::fin_arrived(tcp.state));
+            peer.written <= arrived && written <= peer.arrived && end
         }
         // The peer is on another host, or gone.
         _ => unacknowledged == 0,

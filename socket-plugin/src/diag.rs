@@ -22,6 +22,8 @@ pub struct Diag {
     unix: RefCell<Known>,
     /// See [`Diag::waiting`].
     waiting: OnceCell<Vec<(Endpoint, Endpoint, u32)>>,
+    /// See [`Diag::closing`].
+    closing: OnceCell<Vec<Endpoint>>,
     /// Options of fresh sockets.
     fresh: RefCell<Vec<(Like, Fresh)>>,
 }
@@ -94,6 +96,7 @@ impl Diag {
             answer: RefCell::new(vec![0; 64 * 1024]),
             unix: RefCell::default(),
             waiting: OnceCell::new(),
+            closing: OnceCell::new(),
             fresh: RefCell::new(Vec::new()),
         })
     }
@@ -199,6 +202,22 @@ impl Diag {
         let (Some(local), Some(peer)) = (Endpoint::parse(local), Endpoint::parse(peer)) else { return Ok(None) };
         let same = |e: &Endpoint, other: &Endpoint| e.ip == other.ip && e.port == other.port;
         Ok(all.iter().find(|(l, p, _)| same(l, &local) && same(p, &peer)).map(|(.., unread)| *unread))
+    }
+
+    /// Where on this host nobody holds a TCP connection any more, but what was written to it, or its end, has yet to arrive. Asked
+    /// for once, with the first question.
+    pub fn closing(&self) -> Result<&[Endpoint]> {
+        if self.closing.get().is_none() {
+            let mut all = Vec::new();
+            // FIN_WAIT1 4, LAST_ACK 9, CLOSING 11.
+            self.dump(1 << 4 | 1 << 9 | 1 << 11, 0, |message| {
+                if u32_at(message, 68) == 0 {
+                    all.push(endpoint(message, 4, 8));
+                }
+            })?;
+            let _ = self.closing.set(all);
+        }
+        Ok(self.closing.get().map_or(&[], Vec::as_slice))
     }
 
     /// Where the socket of this inode is connecting to (SYN sent), in the form of its family; empty: nowhere.

@@ -141,6 +141,11 @@ impl Tcp {
         matches!(state, 8 | 9 | 11)
     }
 
+    /// This side has queued its FIN, and nobody has said that it arrived: FIN_WAIT1, LAST_ACK, CLOSING.
+    pub fn fin_unacknowledged(state: u8) -> bool {
+        matches!(state, 4 | 9 | 11)
+    }
+
     /// This side has sent, or queued, its FIN: FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING.
     pub fn fin_sent(state: u8) -> bool {
         matches!(state, 4 | 5 | 9 | 11)
