@@ -31,6 +31,9 @@ fn main() -> Result<()> {
         checkpoints("tiny process", "pulse-0", if quick { 5 } else { 15 }, 10.0, 40.0)?;
         checkpoints("1 GiB of random bytes", "pulse-1024", if quick { 1 } else { 5 }, 15.0, f64::INFINITY)?;
     }
+    if wanted("connections") {
+        connections(if quick { 3 } else { 15 })?;
+    }
     if wanted("calls") {
         calls(if quick { 2 } else { 7 })?;
     }
@@ -127,6 +130,31 @@ fn checkpoints(what: &str, name: &str, rounds: usize, stop_bound: f64, restart_b
     Ok(())
 }
 
+/// What idle connections add to the time stopped: the same program with and without them, in one process and in two.
+fn connections(rounds: usize) -> Result<()> {
+    for processes in [1, 2] {
+        let mut without_and_with = [Vec::new(), Vec::new()];
+        for (count, stopped) in ["0", "1000"].into_iter().zip(&mut without_and_with) {
+            let mut computation = Computation::new(Mode::Pipe)?;
+            computation.launch(&program(&format!("idle-{processes}-{count}"))?)?;
+            (0..processes).try_for_each(|_| computation.wait_line("idle").map(drop))?;
+            for _ in 0..rounds {
+                computation.checkpoint(&[])?;
+                let figures = computation.status()?.last_checkpoint.context("no figures")?;
+                stopped.push(figures["stopped"].as_f64().context("no time stopped")?);
+            }
+            computation.sigkill_all()?;
+        }
+        let [without, with] = without_and_with.map(|mut stopped| median(&mut stopped));
+        println!(
+            "1,000 idle connections (both ends) in each of {processes}: stopped {with:.2} ms, without {without:.2} ms: {:.2} ms for sockets ({})",
+            with - without,
+            verdict(with - without, 20.0)
+        );
+    }
+    Ok(())
+}
+
 /// Single calls, in nanoseconds.
 fn calls(rounds: usize) -> Result<()> {
     let command = program("calls")?;
@@ -149,7 +177,11 @@ fn calls(rounds: usize) -> Result<()> {
     for name in order {
         let (n, o) = (least(&native, &name), least(&ours, &name));
         // fork is followed by the runtime, so it has no bound here.
-        let bound = if name == "fork+wait" { f64::INFINITY } else { 1.05 };
+        let bound = match name.as_str() {
+            "fork+wait" => f64::INFINITY,
+            "send+recv" | "connect+accept" => 1.02,
+            _ => 1.05,
+        };
         println!("{name:<22}{n:>12.1}{o:>12.1}{:>8.3}  {}", o / n, verdict(o / n, bound));
     }
     Ok(())

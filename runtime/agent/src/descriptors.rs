@@ -78,7 +78,7 @@ impl Survey {
     pub fn fill(&mut self, exclude: &[i32], elsewhere: &[SharedRange]) -> Result<Vec<(String, Vec<u8>)>, String> {
         let table = self.table.get_or_insert_default();
         let others = |dev, ino| elsewhere.iter().any(|s| (s.dev, s.ino) == (dev, ino));
-        let filled = slackwater_objects::fill(table, others);
+        let filled = slackwater_objects::fill(table, others, crate::stop::both);
         slackwater_objects::release(table);
         filled.map_err(|e| {
             self.passing = e.passing;

@@ -255,8 +255,9 @@ fn hostname() -> String {
 
 /// Bytes below and above a bare thread's thread pointer: initial-exec variables of all libraries lie below (glibc bounds
 /// them by its surplus, some KiB), glibc's own `struct pthread`, of which nobody takes notice, above.
-const TLS: usize = 64 << 10;
-const TLS_ABOVE: usize = 8 << 10;
+pub const TLS: usize = 64 << 10;
+/// Of these, the bytes above.
+pub const TLS_ABOVE: usize = 8 << 10;
 const STACK: usize = 256 << 10;
 
 /// Is the checkpoint thread one that libc does not know?

@@ -17,6 +17,7 @@ core::arch::global_asm!(
 fn panic(info: &core::panic::PanicInfo) -> ! {
     sys::complain(&format!("internal error, please report it: {info}"));
     stop::leave_job();
+    stop::leave_second();
     if relay::is_listener() {
         stop::resume();
         relay::close();

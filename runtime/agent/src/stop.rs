@@ -11,6 +11,7 @@
 //! Rules for what runs in the handler: no allocation, no lock, no libc; the program's errno is not touched (raw system
 //! calls only); the stack may be a small alternate stack, so frames stay below 1 KiB.
 mod parked;
+mod second;
 mod slot;
 
 use crate::{
@@ -26,6 +27,7 @@ use core::{
     sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering::*},
 };
 pub use parked::{as_program, leave_job, take_pending};
+pub use second::{both, leave_second};
 use slackwater_image::meta;
 use slackwater_protocol::signal::{self, HOLD, PARK};
 pub use slot::{Slot, restore as restore_self};

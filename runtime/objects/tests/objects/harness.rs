@@ -111,7 +111,7 @@ pub fn capture(case: &Case, path: &str) {
         slackwater_objects::quiet(&mut table);
         let rounds = (0..100_000).find(|_| slackwater_objects::quiet(&mut table));
         assert!(rounds.is_some(), "never quiet");
-        slackwater_objects::fill(&mut table, |_, _| false)?;
+        slackwater_objects::fill(&mut table, |_, _| false, slackwater_objects::in_turn)?;
         Ok(table)
     });
     if let Some(expected) = case.refused {
@@ -236,7 +236,8 @@ pub fn rebuild(case: &Case, path: &str) {
     if case.again {
         let mut again = slackwater_objects::survey(&ours).unwrap_or_else(|e| panic!("capture of the rebuilt: {e}"));
         assert!((0..100_000).any(|_| slackwater_objects::quiet(&mut again)), "never quiet");
-        slackwater_objects::fill(&mut again, |_, _| false).unwrap_or_else(|e| panic!("capture of the rebuilt: {e}"));
+        slackwater_objects::fill(&mut again, |_, _| false, slackwater_objects::in_turn)
+            .unwrap_or_else(|e| panic!("capture of the rebuilt: {e}"));
         compare(&saved.0[me].1, &again);
     }
     if me > 0 {
