@@ -3,7 +3,7 @@
 //! A timer that expires while the image's facts are gathered must be found once, as a signal that waits or as time that is left: a
 //! program waits for ever for an alarm that is lost (perftest's duration runs do). They run on meanwhile, for a timer that is
 //! disarmed takes its signal with it (since Linux 6.13); so they are read before and after the look at what waits, until none has
-//! expired between the two.
+//! expired between the two. A timer that fires once can only spoil one look.
 use crate::{
     sys,
     text::{dec, hex, lines, signed},
@@ -11,8 +11,16 @@ use crate::{
 use alloc::vec::Vec;
 use slackwater_image::meta::PosixTimer;
 
-/// How often [`settled`] looks: timers with an interval expire again and again.
+/// How many looks timers with an interval may spoil: they expire again and again, and what is lost comes with the next time.
 const LOOKS: u32 = 16;
+
+/// What has expired between two looks: the worst of it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Expired {
+    Nothing,
+    Periodic,
+    Once,
+}
 
 /// What is left of each timer.
 pub struct Timers {
@@ -25,19 +33,22 @@ pub struct Timers {
 /// The timers, and `look_at_signals` has seen the signals of those that have expired, and of no others.
 pub fn settled(mut look_at_signals: impl FnMut()) -> Timers {
     let mut before = Timers::read();
-    for _ in 1..LOOKS {
+    let mut left = LOOKS;
+    loop {
         look_at_signals();
         if !before.any() {
-            break;
+            return before;
         }
         let after = Timers::read();
-        let settled = !after.expired_since(&before);
+        let expired = after.expired_since(&before);
         before = after;
-        if settled {
-            break;
+        match expired {
+            Expired::Nothing => return before,
+            Expired::Periodic if left == 0 => return before,
+            Expired::Periodic => left -= 1,
+            Expired::Once => {}
         }
     }
-    before
 }
 
 impl Timers {
@@ -57,10 +68,16 @@ impl Timers {
     }
 
     /// What is left only becomes less, until the timer expires: then it is nothing, or a new interval.
-    fn expired_since(&self, before: &Self) -> bool {
-        let again = |was: u64, is: u64| is > was || (is == 0 && was != 0);
-        self.intervals.iter().zip(&before.intervals).any(|(is, was)| again(was.0, is.0))
-            || self.posix.iter().zip(&before.posix).any(|(is, was)| again(was.remaining_ns, is.remaining_ns))
+    fn expired_since(&self, before: &Self) -> Expired {
+        let one = |was: u64, is: u64, interval: u64| match is > was || (is == 0 && was != 0) {
+            false => Expired::Nothing,
+            true if interval == 0 => Expired::Once,
+            true => Expired::Periodic,
+        };
+        let intervals = self.intervals.iter().zip(&before.intervals).map(|(is, was)| one(was.0, is.0, is.1));
+        let posix = self.posix.iter().zip(&before.posix);
+        let posix = posix.map(|(is, was)| one(was.remaining_ns, is.remaining_ns, is.interval_ns));
+        intervals.chain(posix).max().unwrap_or(Expired::Nothing)
     }
 }
 

@@ -27,10 +27,15 @@ hook! {
     }
 
     unsafe fn mq_notify(queue: c_int, event: *const sigevent) -> c_int {
+        // A checkpoint between the call and the note would find the notification, and the value of the one before.
+        // (libc makes a thread for those by thread; it must not have our mask.)
+        // SAFETY: libc reads it, too.
+        let signal = !event.is_null() && unsafe { (*event).sigev_notify } != libc::SIGEV_THREAD;
+        let birth = (signal && connected()).then(Birth::enter);
         // SAFETY: arguments as the program gave them.
         let result = unsafe { real::mq_notify(queue, event) };
         if result == 0 && !event.is_null() && connected() {
-            let birth = Birth::enter();
+            let birth = birth.unwrap_or_else(Birth::enter);
             keep_errno(|| {
                 // SAFETY: libc has just read it.
                 let event = unsafe { &*event };
