@@ -39,9 +39,10 @@ pub fn enter() -> Result<Side> {
 /// What to do when the kernel permits no user namespace.
 fn refused(e: &io::Error) -> anyhow::Error {
     anyhow!(
-        "this system lets an ordinary user make no user namespace ({e}), and a restart needs one to give processes their old ids: \
+        "no user namespace can be made here ({e}), and a restart without CAP_SYS_ADMIN needs one to give processes their old ids: \
          let the administrator permit it (sysctl user.max_user_namespaces and kernel.unprivileged_userns_clone above 0, \
-         kernel.apparmor_restrict_unprivileged_userns=0; in a container, a seccomp profile that allows it; inside a chroot there are none), or restart as root"
+         kernel.apparmor_restrict_unprivileged_userns=0; in a container, a seccomp profile that allows it; inside a chroot there are none), or restart with CAP_SYS_ADMIN, as root has it on a machine of \
+         its own, and in a container only where it is granted (docker: --cap-add SYS_ADMIN --security-opt apparmor=unconfined)"
     )
 }
 
@@ -62,7 +63,7 @@ pub fn settle(in_user_namespace: bool, uid: u32, gid: u32) -> Result<()> {
     mount(c"proc", c"/proc", Some(c"proc"), libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC).map_err(|e| {
         anyhow!(
             "no /proc of our own can be mounted: {e}; parts of /proc are probably hidden, as containers do: \
-             run the container with an unmasked /proc (docker: --security-opt systempaths=unconfined), or restart as root"
+             run the container with an unmasked /proc (docker: --security-opt systempaths=unconfined), or restart with CAP_SYS_ADMIN of the machine, not of a user namespace"
         )
     })?;
     for (path, copy) in &covers {

@@ -5,6 +5,7 @@
 //! are here, and whether they are ones that slackwater has been seen to work with.
 //!
 //! Rules: nothing is changed and nothing stays behind; each wait has a bound; a finding that is no `ok` says what to do.
+mod library;
 mod machine;
 mod mpi;
 mod trial;

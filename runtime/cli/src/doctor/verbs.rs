@@ -1,5 +1,5 @@
 //! Which verbs devices are here (sysfs, Documentation/ABI/stable/sysfs-class-infiniband), and may they be used?
-use super::Finding;
+use super::{Finding, library};
 use slackwater_protocol::names;
 use std::{
     env,
@@ -21,7 +21,8 @@ pub(super) fn verbs() -> Vec<Finding> {
         )];
     }
     devices.sort();
-    let mut findings: Vec<Finding> = devices.iter().map(|device| look(device)).collect();
+    let offered = library::devices();
+    let mut findings: Vec<Finding> = devices.iter().map(|device| look(device, &offered)).collect();
     findings.push(plugin());
     findings.extend(locked());
     findings
@@ -35,7 +36,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().into()
 }
 
-fn look(device: &str) -> Finding {
+fn look(device: &str, offered: &Result<Vec<String>, String>) -> Finding {
     let mut ports = entries(&format!("{CLASS}/{device}/ports"));
     ports.sort();
     let state = |port: &String| {
@@ -54,6 +55,19 @@ fn look(device: &str) -> Finding {
             "verbs",
             format!("{text}: {node} cannot be opened ({error}); as root: chmod 666 {node}"),
         );
+    }
+    match offered {
+        Err(error) => {
+            let text = format!(
+                "{text}: no program can use it without libibverbs ({error}); apt install libibverbs1 ibverbs-providers"
+            );
+            return Finding::problem("verbs", text);
+        }
+        Ok(names) if !names.iter().any(|name| name == device) => {
+            let text = format!("{text}: libibverbs has no provider for it; apt install ibverbs-providers");
+            return Finding::problem("verbs", text);
+        }
+        Ok(_) => {}
     }
     // Only a device in hardware has a parent that a driver is bound to.
     let driver = fs::read_link(format!("{CLASS}/{device}/device/driver"));
