@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 use std::fs;
 use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -93,6 +94,8 @@ pub struct Computation {
     /// Removes the folder, unless somebody else will.
     temporary: Option<tempfile::TempDir>,
     kit: Option<Kit>,
+    /// Removes the copy of the kit.
+    _public: Option<tempfile::TempDir>,
     mode: Mode,
     env: Vec<(String, String)>,
     /// Words before the command that starts the program.
@@ -114,7 +117,14 @@ impl Computation {
         let kit = Kit::find()?;
         computation.kit = Some(match mode {
             Mode::User => kit.copied(&computation.folder.join("kit"))?,
-            _ => kit,
+            _ if kit.is_public() => kit,
+            _ => {
+                let everybody = fs::Permissions::from_mode(0o755);
+                let copy = tempfile::Builder::new().prefix("slackwater-kit-").permissions(everybody).tempdir()?;
+                let kit = kit.copied(copy.path())?;
+                computation._public = Some(copy);
+                kit
+            }
         });
         Ok(computation)
     }
@@ -145,7 +155,8 @@ impl Computation {
         let stop = folder.join("stop");
         let env = vec![("SW_STOP".to_owned(), stop.to_string_lossy().into_owned())];
         let ended = Output::default();
-        Ok(Self { folder, temporary, kit: None, mode, env, under: Vec::new(), running: None, restarted: false, ended })
+        let (under, kit, running) = (Vec::new(), None, None);
+        Ok(Self { folder, temporary, kit, _public: None, mode, env, under, running, restarted: false, ended })
     }
 
     /// Sets an environment variable of the program.

@@ -32,6 +32,13 @@ impl Kit {
         self.folder.join("slackwater")
     }
 
+    /// Can every user read it? A child that gives up root's privileges could not load the library else.
+    #[must_use]
+    pub fn is_public(&self) -> bool {
+        let Ok(folder) = self.folder.canonicalize() else { return false };
+        folder.ancestors().all(|up| fs::metadata(up).is_ok_and(|m| m.permissions().mode() & 0o001 != 0))
+    }
+
     /// A copy in `folder` that every user can read, with `program` beside it: a clone may lie where only its owner can look.
     ///
     /// # Errors
