@@ -297,7 +297,8 @@ fn freeze_inner(
         let huge = before.flags(r) & flag::HUGETLB != 0;
         copies.push(copy_region(i, r, huge, &files, &elsewhere)?);
         // What this process maps twice is saved once as well.
-        elsewhere.extend(shared::range(r).filter(|s| s.write));
+        let saved = shared::range(r).filter(|s| s.write && !elsewhere.contains(s));
+        elsewhere.extend(saved);
     }
     if facts.sync {
         let result = save::write(facts, &regions, &copies, &files);
@@ -312,7 +313,7 @@ fn freeze_inner(
     if pid == 0 {
         // SAFETY: shared with the parent.
         let o = unsafe { &mut *outcome };
-        let copied = |i| copies.iter().any(|c| c.region == i);
+        let copied = |i| copies.binary_search_by_key(&i, |c: &Copy| c.region).is_ok();
         // The program has not gone on yet: from now on what it closes is closed, and what it detaches is detached (a System V
         // segment's number of attachments is to be seen; each was copied).
         for (_, r) in regions.iter().enumerate().filter(|(i, r)| r.flags & flag::SYSV != 0 && copied(*i)) {

@@ -6,7 +6,7 @@ use crate::{
     sys::{self, Fd},
     text::{dec, hex, lines},
 };
-use alloc::{ffi::CString, format, string::String, vec::Vec};
+use alloc::{collections::BTreeMap, ffi::CString, format, string::String, vec::Vec};
 use core::{
     ffi::CStr,
     sync::atomic::{AtomicI32, Ordering::Relaxed},
@@ -76,17 +76,19 @@ pub fn header(line: &[u8]) -> Option<Header<'_>> {
     })
 }
 
-fn file_id(h: &Header, last: &mut Option<FileId>) -> FileId {
+/// Files that were asked for, by device, inode and name as a mapping shows it: a program may map a few of them thousands of
+/// times in turn (UCX's shared memory, once more for each window).
+type Known<'a> = BTreeMap<(u64, u64, &'a [u8]), FileId>;
+
+fn file_id<'a>(h: &Header<'a>, known: &mut Known<'a>) -> FileId {
     const DELETED: &[u8] = b" (deleted)";
+    if let Some(f) = known.get(&(h.dev, h.ino, h.name)) {
+        return FileId { offset: h.offset, ..f.clone() };
+    }
     let (name, mut deleted) = match h.name.strip_suffix(DELETED) {
         Some(n) => (n, true),
         None => (h.name, false),
     };
-    if let Some(f) = last
-        && (f.dev, f.ino, f.path.as_bytes()) == (h.dev, h.ino, name)
-    {
-        return FileId { offset: h.offset, ..f.clone() };
-    }
     let (mut size, mut mtime_ns) = (0, 0);
     let renamed = if deleted { shm_name(h) } else { None };
     deleted &= renamed.is_none();
@@ -102,7 +104,7 @@ fn file_id(h: &Header, last: &mut Option<FileId>) -> FileId {
     }
     let path = String::from_utf8_lossy(name).into_owned();
     let f = FileId { path, deleted, dev: h.dev, ino: h.ino, size, mtime_ns, offset: h.offset };
-    *last = Some(f.clone());
+    known.insert((h.dev, h.ino, h.name), f.clone());
     f
 }
 
@@ -152,7 +154,7 @@ fn without(r: Region, start: u64, end: u64) -> impl Iterator<Item = Region> {
 /// A mapping of a device that nobody knows how to restore, by name; an AIO context's ring.
 pub fn parse(text: &[u8], ours: &[(u64, u64)]) -> Result<Maps, String> {
     let mut maps = Maps::default();
-    let mut last = None;
+    let mut known = Known::new();
     let mut current: Option<Region> = None;
     let mut device: Option<String> = None;
     let mut aio = false;
@@ -199,9 +201,9 @@ pub fn parse(text: &[u8], ours: &[(u64, u64)]) -> Result<Maps, String> {
             flags |= flag::CUTOUT;
             Backing::Anon
         } else if shared {
-            Backing::Shared(file_id(&h, &mut last))
+            Backing::Shared(file_id(&h, &mut known))
         } else if h.ino != 0 {
-            Backing::FilePrivate(file_id(&h, &mut last))
+            Backing::FilePrivate(file_id(&h, &mut known))
         } else {
             Backing::Anon
         };

@@ -183,7 +183,7 @@ pub fn write(facts: &Facts, regions: &[Region], copies: &[Copy], files: &Files) 
         content: 0,
     };
     for (i, r) in regions.iter().enumerate() {
-        s.region(r, copies.iter().find(|c| c.region == i))?;
+        s.region(r, copies.binary_search_by_key(&i, |c| c.region).ok().map(|at| &copies[at]))?;
     }
     let saved: Vec<Region> = regions.iter().map(as_saved).collect();
     let fail = |e: slackwater_image::writer::WriteError| e.to_string();

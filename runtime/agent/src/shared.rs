@@ -76,6 +76,9 @@ impl Shared {
             end: size.max(1).next_multiple_of(PAGE),
             write: true,
         }));
+        // The same part of an object may be mapped thousands of times.
+        out.sort_unstable_by_key(|s| (s.dev, s.ino, s.start, s.end, s.write));
+        out.dedup();
         Ok((Self { ipc, mapped, undos: Vec::new() }, out))
     }
 
