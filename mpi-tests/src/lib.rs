@@ -14,9 +14,11 @@ pub mod job;
 pub mod package;
 pub mod reboot;
 pub mod scenario;
+pub mod shape;
 pub mod source;
 pub mod transport;
 
 pub use job::Job;
 pub use package::{PACKAGES, Package};
+pub use shape::SHAPES;
 pub use transport::{Mpi, TRANSPORTS, Transport};

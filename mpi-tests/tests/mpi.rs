@@ -6,7 +6,9 @@
 use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use slackwater_harness::in_guest;
-use slackwater_mpi_tests::{Job, PACKAGES, TRANSPORTS, Transport, guest, reboot, reboot::Tour, scenario};
+use slackwater_mpi_tests::{
+    Job, PACKAGES, SHAPES, TRANSPORTS, Transport, guest, reboot, reboot::Tour, scenario, shape,
+};
 use std::process::ExitCode;
 
 const LEVELS: [&str; 3] = ["quick", "normal", "full"];
@@ -85,6 +87,11 @@ const ROWS: &[Row] = &[
     row("files", &[], "restart", 2, 3, "full", Over::Only(&["mpich-tcp"])),
     row("files", &["0", "shared"], "go-on", 2, 5, "full", Over::Only(&["mpich-tcp"])),
     row("fortran", &[], "restart", 2, 3, "full", Over::Only(&["mpich-tcp"])),
+    row("bulk", &[], "restart", 2, 3, "normal", Over::Only(&["openmpi-vader", "mpich-posix"])),
+    row("bulk", &["0", "64", "no-rma"], "restart", 4, 5, "full", Over::Only(&["openmpi-tcp"])),
+    row("bulk", &[], "restart", 4, 5, "full", Over::Only(&["openmpi-ucx-posix", "openmpi-ucx-sysv", "mpich-posix"])),
+    row("bulk", &["0", "8"], "restart", 2, 3, "full", Over::Only(&["mpich-verbs"])),
+    row("bulk", &["0", "8", "no-rma"], "restart", 2, 3, "full", Over::Only(&["openmpi-verbs"])),
     row("stress", &[], "user", 2, 3, "normal", Over::Only(&["openmpi-default", "mpich-posix"])),
     row("ending", &["abort"], "ending", 2, 1, "normal", Over::Only(&["openmpi-vader"])),
     row("ending", &["abort"], "ending", 2, 1, "full", Over::Only(&["mpich-tcp"])),
@@ -140,6 +147,7 @@ const PACKAGED: &[(&str, u32, u32, &str, Over)] = &[
     // It hangs by itself after an error message of its own, natively in 2 of 8 runs.
     ("scalapack", 2, 3, "full", Over::Only(&["openmpi-default"])),
     ("mpi4py", 2, 5, "full", Over::Only(&["openmpi-default", "openmpi-tcp", "openmpi-ucx-posix"])),
+    ("hpcc", 4, 3, "full", Over::Only(&["openmpi-tcp", "openmpi-vader"])),
     ("hpcc", 2, 2, "full", Over::Only(&["openmpi-vader", "openmpi-ucx-posix", "openmpi-verbs"])),
     ("lammps", 4, 5, "full", Over::Only(&["openmpi-tcp", "openmpi-ucx-sysv"])),
     ("scalapack", 4, 5, "full", Over::Only(&["openmpi-ucx-tcp"])),
@@ -184,6 +192,16 @@ fn main() -> ExitCode {
             let play = move || counted(transport, || package.play(transport, ranks, kills));
             trials.push(trial(transport, name, rank(level) > chosen, || Ok(()), play));
         }
+    }
+    for name in ["openmpi-default", "mpich-posix"] {
+        let Some(transport) = Transport::named(name) else { continue };
+        for shape in SHAPES.iter().filter(|s| s.mpi == transport.mpi) {
+            let skip = chosen < rank(if shape.name == "two" { "normal" } else { "full" });
+            let play = move || shape.play(transport, 3);
+            trials.push(trial(transport, format!("{name}::{}::shape", shape.name), skip, || Ok(()), play));
+        }
+        let skip = chosen < rank("normal");
+        trials.push(trial(transport, format!("{name}::elsewhere"), skip, || Ok(()), || shape::elsewhere(transport)));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
