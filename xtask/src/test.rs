@@ -1,15 +1,17 @@
 //! `test`: what CI runs.
 //!
 //! Order: setup, format, lints, release build, unit and integration tests, then the end-to-end tests on the host and in the
-//! guest, whose runner's summary closes the output. A stage of tests that fails does not keep the later ones from running;
-//! the status tells.
+//! guest. A stage of tests that fails does not keep the later ones from running; what failed, and why, is repeated at the end,
+//! for a log is read, and kept, from there.
 //!
 //! The preloaded libraries are built one by one: cargo unifies the features of what it builds together, and a library that
 //! lives in a stranger's process shall get no feature that only a tool needs (`std`, which it must not have at all).
 use crate::{run, setup};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
+use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 /// `test`'s options.
 #[derive(Args)]
@@ -34,11 +36,11 @@ pub fn run(options: &Options) -> Result<()> {
         packages.lint()?;
     }
     build(&packages)?;
-    let mut failed = Vec::new();
+    let (mut failed, mut why) = (Vec::new(), String::new());
     if options.only.is_none() {
-        failed.extend(run::step(&mut run::cargo(["test", "--package", MPI, "--lib", "--", "--quiet"])).err());
+        failed.extend(stage(&mut run::cargo(["test", "--package", MPI, "--lib", "--", "--quiet"]), &mut why).err());
         for mut command in packages.commands(&["test", "--no-fail-fast"], &["--", "--quiet"]) {
-            failed.extend(run::step(&mut command).err());
+            failed.extend(stage(&mut command, &mut why).err());
         }
     }
     let level = if options.quick {
@@ -51,19 +53,41 @@ pub fn run(options: &Options) -> Result<()> {
     let mut end_to_end = run::cargo(["test", "--package", HARNESS, "--test", "e2e", "--"]);
     end_to_end.args(&options.only);
     end_to_end.env("SLACKWATER_LEVEL", level).env("SLACKWATER_XTASK", std::env::current_exe()?);
-    failed.extend(run::step(&mut end_to_end).err());
+    failed.extend(stage(&mut end_to_end, &mut why).err());
     let mut jobs = run::cargo(["test", "--package", MPI, "--test", "mpi", "--", "--test-threads", "1"]);
     jobs.args(&options.only);
     jobs.env("SLACKWATER_LEVEL", level).env("SLACKWATER_XTASK", std::env::current_exe()?);
-    failed.extend(run::step(&mut jobs).err());
+    failed.extend(stage(&mut jobs, &mut why).err());
     let mut pairs = run::cargo(["test", "--package", VERBS, "--test", "verbs", "--", "--test-threads", "1"]);
     pairs.args(&options.only);
     pairs.env("SLACKWATER_LEVEL", level).env("SLACKWATER_XTASK", std::env::current_exe()?);
-    failed.extend(run::step(&mut pairs).err());
+    failed.extend(stage(&mut pairs, &mut why).err());
+    print!("{why}");
     match failed.first() {
         None => Ok(()),
         Some(first) => bail!("{} of the test runs failed; the first: {first:#}", failed.len()),
     }
+}
+
+// Runs tests; what their runner says of its failures is added to `why`.
+fn stage(command: &mut Command, why: &mut String) -> Result<()> {
+    let shown = run::shown(command);
+    println!("+ {shown}");
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start `{shown}`"))?;
+    let mut told = false;
+    for line in BufReader::new(child.stdout.take().context("no output")?).split(b'\n') {
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        told = (told || line == "failures:") && !line.starts_with("test result:");
+        if told {
+            why.push_str(&line);
+            why.push('\n');
+        }
+    }
+    let status = child.wait()?;
+    ensure!(status.success(), "`{shown}` ended with {status}");
+    Ok(())
 }
 
 /// The end-to-end tests: they need the release build, so they run last and on their own.
@@ -109,7 +133,7 @@ impl Packages {
     }
 
     /// `cargo FIRST... LAST...` for each preloaded library, then for all the rest.
-    fn commands(&self, first: &[&str], last: &[&str]) -> Vec<std::process::Command> {
+    fn commands(&self, first: &[&str], last: &[&str]) -> Vec<Command> {
         let mut all = Vec::new();
         for name in &self.preloaded {
             let mut command = run::cargo(first);
