@@ -144,8 +144,7 @@ const fn tour(
 const PACKAGED: &[(&str, u32, u32, &str, Over)] = &[
     ("hpcc", 2, 2, "normal", Over::Only(&["openmpi-tcp"])),
     ("lammps", 2, 3, "normal", Over::Only(&["openmpi-vader", "openmpi-verbs"])),
-    ("scalapack", 2, 3, "normal", Over::Only(&["openmpi-default"])),
-    ("scalapack", 2, 3, "full", Over::Only(&["mpich-posix"])),
+    ("scalapack", 2, 3, "full", Over::Only(&["openmpi-default", "mpich-posix"])),
     ("mpi4py", 2, 5, "full", Over::Only(&["openmpi-default", "openmpi-tcp", "openmpi-ucx-posix"])),
     ("hpcc", 4, 3, "full", Over::Only(&["openmpi-tcp", "openmpi-vader"])),
     ("hpcc", 2, 2, "full", Over::Only(&["openmpi-vader", "openmpi-ucx-posix", "openmpi-verbs"])),
