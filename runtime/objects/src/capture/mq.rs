@@ -7,7 +7,9 @@
 //! interrupted, and begins again). A notification would go off when the first message is back: its owner, who alone may,
 //! takes it off before and asks for it again; therefore it is the owner who saves such a queue. To close *any* descriptor of
 //! a queue takes off a notification of the process, too: one of ours is only opened where the program's does not serve, and
-//! what that cost is asked for again. A process outside of the computation could see the queue empty for a moment.
+//! what that cost is asked for again. While a notification is off another process that describes the queue would not see it,
+//! and would take itself for one who may save it: so who has any other descriptor that can be read uses that one. What is left is a
+//! process that is notified of a queue of which it has nothing but what can be written. A process outside of the computation could see the queue empty for a moment.
 //!
 //! A notification by a thread (SIGEV_THREAD) is 32 bytes of the C library's that the kernel sends to a netlink socket of the
 //! process, where a thread of the C library waits for them; it is shown to nobody. But when it is taken off, the kernel sends
@@ -39,6 +41,8 @@ pub fn describe(fd: i32, st: &libc::stat, link: &[u8]) -> Result<Kind> {
     let mut notice = None;
     if flags & libc::O_ACCMODE != libc::O_WRONLY {
         notice = read(fd)?;
+    } else if let Some(readable) = readable(st) {
+        notice = read(readable)?;
     } else if let Ok(own) = sys::open(&sys::proc_path("/proc/self/fd/", fd), libc::O_RDONLY | libc::O_NONBLOCK) {
         // (Who may not read a queue does not save it.)
         notice = take_off(fd, name, read(own.0)?)?;
@@ -55,6 +59,16 @@ pub fn describe(fd: i32, st: &libc::stat, link: &[u8]) -> Result<Kind> {
         notice,
         messages: Vec::new(),
     }))
+}
+
+// A descriptor of this process by which this queue can be read.
+fn readable(st: &libc::stat) -> Option<i32> {
+    let can = |&fd: &i32| {
+        sys::fstat(fd).is_ok_and(|other| (other.st_dev, other.st_ino) == (st.st_dev, st.st_ino))
+            && sys::fcntl(fd, libc::F_GETFL, 0)
+                .is_ok_and(|flags| flags & libc::O_PATH == 0 && flags & libc::O_ACCMODE != libc::O_WRONLY)
+    };
+    sys::descriptors().ok()?.into_iter().find(can)
 }
 
 /// Takes off the notification, if it is this process's. Of one by a thread the answer has all that it takes to ask again.
