@@ -2,7 +2,7 @@
 //! reader would build them: gcc, the header, nothing else, in a folder elsewhere.
 use crate::Case;
 use anyhow::{Context as _, Result, bail, ensure};
-use slackwater_harness::{Computation, Kit, Mode};
+use slackwater_harness::{Computation, Kit, Mode, patience};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -193,11 +193,11 @@ fn publish_and_query() -> Result<()> {
     computation.launch_with(&["--plugin", &plugin], &["sh".into(), "-c".into(), script])?;
     computation.wait_line("beat")?;
     let said = |computation: &Computation, restarts: u32| -> Result<()> {
-        let said = computation.errors()?.tail(50);
         for (a, b) in [("left", "right"), ("right", "left")] {
             let begin = format!("{a}: {b} is member ");
             let end = format!(", after {restarts} restarts");
-            ensure!(said.lines().any(|l| l.starts_with(&begin) && l.ends_with(&end)), "{a} of {b}: {said}");
+            let is = |line: &str| line.starts_with(&begin) && line.ends_with(&end);
+            computation.errors()?.wait(0, patience(), &format!("`{begin}...{end}`"), is)?;
         }
         Ok(())
     };
