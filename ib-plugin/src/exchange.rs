@@ -17,7 +17,7 @@ pub(crate) const SCOPE: &core::ffi::CStr = c"ib";
 pub(crate) struct Card {
     pub(crate) member: u64,
     pub(crate) ports: Vec<PortMap>,
-    /// QPs that anybody may address: unconnected ones and datagram QPs; (id, number now).
+    /// QPs that anybody may address: those that wait for a peer, and datagram QPs; (id, number now).
     pub(crate) open: Vec<(QpId, u32)>,
     /// Some of them are not datagram QPs.
     pub(crate) connectable: bool,

@@ -165,6 +165,8 @@ pub(crate) struct Qp {
     pub(crate) markers: u32,
     /// Buffer into which a marker that is an atomic is answered (see [`Keep`]).
     pub(crate) marker_buffer: Option<u64>,
+    /// It is connected, and at the last quiesce its peer was not (or not to it): the peer may still be, after a restart.
+    pub(crate) half_open: bool,
     /// What the program set, merged; as the program calls things.
     pub(crate) attr: ibv_qp_attr,
     pub(crate) attr_mask: c_int,
@@ -329,6 +331,7 @@ unsafe fn make(pd: *mut ibv_pd, init: *mut ibv_qp_init_attr, ops: u64) -> *mut Q
         soaked: VecDeque::new(),
         markers: 0,
         marker_buffer: None,
+        half_open: false,
         attr: zeroed(),
         attr_mask: 0,
         cap: zeroed(),

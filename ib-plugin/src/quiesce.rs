@@ -250,6 +250,7 @@ unsafe fn evaluate(contexts: &[*mut Context], progress: &mut Progress) -> Result
         if let Peer::Known(counts) = peer {
             progress.told.insert((guid(ctx), qp.number()), counts);
         }
+        qp.half_open = matches!(peer, Peer::Gone);
         match settle::one(qp, peer, &mut shared, &mut progress.flushing) {
             Ok(q) => all = all.max(q),
             Err(e) => error = Some(e),

@@ -270,10 +270,11 @@ unsafe fn queues(contexts: &[*mut Context], member: u64, card: &mut Card) -> Out
             w.u64(member);
             w.u32(now);
             publish(SCOPE, &exchange::qp_key(b'c', id), &w.0);
-            let unconnected = matches!(q.state(), state::IBV_QPS_RESET | state::IBV_QPS_INIT);
-            if unconnected || q.kind == kind::IBV_QPT_UD {
+            // Whoever may connect to it yet must know it; its own peer's question finds those that are connected already.
+            let awaited = q.half_open || matches!(q.state(), state::IBV_QPS_RESET | state::IBV_QPS_INIT);
+            if awaited || q.kind == kind::IBV_QPT_UD {
                 card.open.push((id, now));
-                card.connectable |= unconnected && q.kind != kind::IBV_QPT_UD;
+                card.connectable |= awaited && q.kind != kind::IBV_QPT_UD;
             }
         }
     }

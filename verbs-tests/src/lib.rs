@@ -234,6 +234,18 @@ pub fn atomic_write(cycles: u32) -> Result<()> {
     beats(computation, cycles)
 }
 
+/// Pairs of queue pairs of which one end is connected before a restart and the other after it.
+///
+/// # Errors
+/// What went wrong.
+pub fn half_open(cycles: u32) -> Result<()> {
+    let folder = Folder::new()?;
+    let program = folder.build("programs/halfopen.c", "halfopen", &["-libverbs"])?;
+    let mut computation = Computation::new(Mode::Pipe)?;
+    computation.launch(&[program])?;
+    beats(computation, cycles)
+}
+
 /// So many times: checkpoint, go on, SIGKILL, restart; the program prints "beat" as it comes on.
 fn beats(mut computation: Computation, cycles: u32) -> Result<()> {
     computation.wait_line("beat")?;

@@ -9,7 +9,7 @@ use slackwater_harness::in_guest;
 use slackwater_mpi_tests::guest;
 use slackwater_verbs_tests::verifier::{self, CASES};
 use slackwater_verbs_tests::{
-    Pair, Scenario, answers, atomic_write, bindings, closes, devices, hammer, loads, play, refused, travel,
+    Pair, Scenario, answers, atomic_write, bindings, closes, devices, half_open, hammer, loads, play, refused, travel,
 };
 use std::process::ExitCode;
 
@@ -121,34 +121,30 @@ fn main() -> ExitCode {
         };
         trials.push(trial.with_ignored_flag(skip || !(has_xtask || in_guest())));
     }
-    let trial = if in_guest() {
-        Trial::test("inside::same-answers", || answers().map_err(fail))
-    } else {
-        Trial::test("guest::same-answers", || guest::run("inside::same-answers").map_err(fail))
-    };
-    trials.push(trial.with_ignored_flag(!(has_xtask || in_guest())));
-    let mut full = |name: String, inside: Play, outside: Play| {
+    let mut add = |always: bool, name: String, inside: Play, outside: Play| {
         let trial = if in_guest() {
             Trial::test(format!("inside::{name}"), move || inside().map_err(fail))
         } else {
             Trial::test(format!("guest::{name}"), move || outside().map_err(fail))
         };
-        trials.push(trial.with_ignored_flag(level != "full" || !(has_xtask || in_guest())));
+        trials.push(trial.with_ignored_flag(!(always || level == "full") || !(has_xtask || in_guest())));
     };
+    add(true, "same-answers".into(), Box::new(answers), Box::new(|| guest::run("inside::same-answers")));
+    add(true, "half-open".into(), Box::new(|| half_open(4)), Box::new(|| guest::run("inside::half-open")));
     for client in bindings::CLIENTS {
         let (name, tour) = (format!("rust-client-{client}"), format!("rust-client-{client}-reboot"));
         let (inside, there) = (format!("inside::{name}"), format!("inside::{tour}"));
         let run = move || bindings::build().and_then(|_| guest::run(&inside));
-        full(name, Box::new(|| bindings::play(client)), Box::new(run));
-        full(tour, Box::new(|| bindings::travel(client)), Box::new(move || bindings::travels(&there)));
+        add(false, name, Box::new(|| bindings::play(client)), Box::new(run));
+        add(false, tour, Box::new(|| bindings::travel(client)), Box::new(move || bindings::travels(&there)));
     }
     let suite = || guest::boot("inside::pyverbs", 1, &[], &bindings::suite()?.to_string_lossy());
     let other = || guest::run("inside::other-devices");
-    full("other-devices".into(), Box::new(|| devices::play(&MAIN[1])), Box::new(other));
-    full("rdma-cm-refused".into(), Box::new(refused), Box::new(|| guest::run("inside::rdma-cm-refused")));
+    add(false, "other-devices".into(), Box::new(|| devices::play(&MAIN[1])), Box::new(other));
+    add(false, "rdma-cm-refused".into(), Box::new(refused), Box::new(|| guest::run("inside::rdma-cm-refused")));
     let writes = || guest::run("inside::atomic-write");
-    full("atomic-write".into(), Box::new(|| atomic_write(8)), Box::new(writes));
-    full("pyverbs".into(), Box::new(bindings::pyverbs), Box::new(suite));
+    add(false, "atomic-write".into(), Box::new(|| atomic_write(8)), Box::new(writes));
+    add(false, "pyverbs".into(), Box::new(bindings::pyverbs), Box::new(suite));
     let cycles = if level == "full" { 100 } else { 10 };
     trials.push(Trial::test("host::loads-libibverbs-itself", || loads().map_err(fail)));
     trials.push(Trial::test("host::closes-all-descriptors", || closes().map_err(fail)));
