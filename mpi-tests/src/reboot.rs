@@ -14,12 +14,42 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// What can travel.
+pub trait Traveller {
+    /// The environment that it wants.
+    fn prepare(&self, computation: &mut Computation);
+
+    /// Makes its input, launches it, and waits until it is in the midst of its work.
+    ///
+    /// # Errors
+    /// What went wrong.
+    fn launch(&self, computation: &mut Computation, options: &[&str]) -> Result<()>;
+
+    /// Waits until it has got on with its work.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    fn onward(&self, computation: &mut Computation) -> Result<()>;
+
+    /// Lets it come to its end, with its own verdict.
+    ///
+    /// # Errors
+    /// Its verdict.
+    fn end(&self, computation: &mut Computation) -> Result<()>;
+
+    /// Compares what it has printed on its whole way with a native run; a line that tells what was compared.
+    ///
+    /// # Errors
+    /// How they differ.
+    fn compare(&self, computation: &Computation, printed: &str) -> Result<Option<String>>;
+}
+
 /// How far a job travels.
 #[derive(Clone, Copy, Debug)]
 pub struct Tour {
     /// In the tests' names.
     pub name: &'static str,
-    /// `stress`, or `solver`, whose digits are compared.
+    /// A program of ours (of these the solver's digits are compared) or of a package.
     pub program: &'static str,
     /// Number of ranks.
     pub ranks: u32,
@@ -51,61 +81,69 @@ pub fn direct(name: &str, tour: &Tour) -> Result<()> {
     Ok(())
 }
 
-/// Inside: the act that the environment names.
+/// Inside: the act that the environment names. `verbs`: it goes over the RDMA device, whose packets are counted; else over
+/// the `way` of that name.
 ///
 /// # Errors
 /// What went wrong.
-pub fn play(job: &Job, tour: &Tour) -> Result<()> {
+pub fn play(traveller: &dyn Traveller, tour: &Tour, way: &str, verbs: bool) -> Result<()> {
     let words = std::env::var(guest::ACT).with_context(|| format!("${} is not set", guest::ACT))?;
     let (act, folder) = words.split_once(' ').context("no folder")?;
     let (act, folder) = (act.parse::<u32>().context("which act?")?, PathBuf::from(folder));
     let mut computation = Computation::lasting(&folder, Mode::Pipe)?;
-    Job::prepare(&mut computation);
-    let verbs = job.transport.verbs;
+    traveller.prepare(&mut computation);
     let sent = if verbs { guest::packets_sent()? } else { 0 };
     let moved = machine_changed(&folder, act, verbs)?;
     if act == 1 {
-        computation.launch_with(&["--keep", "2"], &job.command()?)?;
-        computation.wait_line("ready")?;
-        computation.wait_line("beat")?;
+        traveller.launch(&mut computation, OPTIONS)?;
         if tour.checkpoints > 0 {
-            note(&folder, TALLY, &[scenario::go_on(&mut computation, tour.checkpoints)?])?;
+            let counted = scenario::go_on(&mut computation, tour.checkpoints, |c| traveller.onward(c))?;
+            note(&folder, TALLY, &[counted])?;
         }
     } else {
         ensure!(moved, "this machine has the name, an address or the GID of the one before");
-        computation.restart_with(&["--keep", "2"])?;
-        computation.wait_line("beat")?;
+        restart(traveller, &mut computation)?;
     }
     if act < tour.machines {
-        kill(&mut computation, &folder)?;
-        computation.restart_with(&["--keep", "2"])?;
-        computation.wait_line("beat")?;
-        kill(&mut computation, &folder)?;
+        kill(traveller, &mut computation, &folder)?;
+        restart(traveller, &mut computation)?;
+        kill(traveller, &mut computation, &folder)?;
     } else {
         let output = computation.output()?.clone();
-        scenario::finish(job, &mut computation)?;
-        note(&folder, BEATS, &output.lines())?;
+        traveller.end(&mut computation)?;
+        note(&folder, PRINTED, &output.lines())?;
     }
     let packets = if verbs { guest::packets_sent()? - sent } else { 0 };
-    let way = if verbs { format!("{packets} packets over rxe0") } else { job.transport.name.to_owned() };
+    // (A job that soon comes to its end on the last machine sends but a few.)
+    ensure!(packets > 0 || !verbs, "no packet went over the RDMA device: the job took another way");
+    let way = if verbs { format!("{packets} packets over rxe0") } else { way.to_owned() };
     let restarts = if act == 1 { 1 } else { 1 + u32::from(act < tour.machines) };
     note(&folder, TALLY, &[format!("  machine {act}: {restarts} restarts, {way}")])?;
-    if act == tour.machines && job.program.name == "solver" {
-        compare(job, &folder)?;
+    if act == tour.machines {
+        let compared = traveller.compare(&computation, &fs::read_to_string(folder.join(PRINTED))?)?;
+        note(&folder, TALLY, compared.as_slice())?;
     }
     Ok(())
 }
 
-/// Files in the folder that lasts: what was counted; what the solver has printed.
-const TALLY: &str = "tally";
-const BEATS: &str = "beats";
+/// Older generations would fill the folder.
+const OPTIONS: &[&str] = &["--keep", "2"];
 
-fn kill(computation: &mut Computation, folder: &Path) -> Result<()> {
+/// Files in the folder that lasts: what was counted; what was printed.
+const TALLY: &str = "tally";
+const PRINTED: &str = "printed";
+
+fn restart(traveller: &dyn Traveller, computation: &mut Computation) -> Result<()> {
+    computation.restart_with(OPTIONS)?;
+    traveller.onward(computation).context("after a restart")
+}
+
+fn kill(traveller: &dyn Traveller, computation: &mut Computation, folder: &Path) -> Result<()> {
     computation.checkpoint(&[])?;
-    computation.wait_new_line("beat")?;
+    traveller.onward(computation).context("after a checkpoint")?;
     let output = computation.output()?.clone();
     computation.sigkill_all()?;
-    note(folder, BEATS, &output.lines())
+    note(folder, PRINTED, &output.lines())
 }
 
 fn note(folder: &Path, name: &str, lines: &[String]) -> Result<()> {
@@ -113,25 +151,46 @@ fn note(folder: &Path, name: &str, lines: &[String]) -> Result<()> {
     Ok(lines.iter().try_for_each(|line| writeln!(file, "{line}"))?)
 }
 
-/// All beats of the solver, before and after each restart, must be a native run's.
-fn compare(job: &Job, folder: &Path) -> Result<()> {
-    let text = fs::read_to_string(folder.join(BEATS))?;
-    let beats: BTreeSet<&str> = text.lines().filter(|line| line.starts_with("beat")).collect();
-    let step = |line: &&str| line.split(' ').nth(1).and_then(|n| n.parse::<u32>().ok());
-    let last = beats.iter().filter_map(step).max().context("no beat")?;
-    let mut job = job.clone();
-    *job.program.args.first_mut().context("the solver without arguments")? = last.to_string();
-    let mut native = Job::environment(true)?;
-    native.launch(&job.command()?)?;
-    let output = native.output()?.clone();
-    native.wait_line("PASS")?;
-    ensure!(native.wait_exit()?.success(), "the native run failed");
-    let lines = output.lines();
-    for beat in &beats {
-        ensure!(lines.iter().any(|line| line == beat), "on its way it printed {beat}, and a native run does not");
+impl Traveller for Job {
+    fn prepare(&self, computation: &mut Computation) {
+        Self::prepare(computation);
     }
-    let equal = format!("  {} lines of the solver, to step {last}: each digit that of a native run", beats.len());
-    note(folder, TALLY, &[equal])
+
+    fn launch(&self, computation: &mut Computation, options: &[&str]) -> Result<()> {
+        computation.launch_with(options, &self.command()?)?;
+        computation.wait_line("ready")?;
+        computation.wait_line("beat").map(drop)
+    }
+
+    fn onward(&self, computation: &mut Computation) -> Result<()> {
+        computation.wait_new_line("beat").map(drop)
+    }
+
+    fn end(&self, computation: &mut Computation) -> Result<()> {
+        scenario::finish(self, computation)
+    }
+
+    /// All beats of the solver, before and after each restart, must be a native run's.
+    fn compare(&self, _: &Computation, printed: &str) -> Result<Option<String>> {
+        if self.program.name != "solver" {
+            return Ok(None);
+        }
+        let beats: BTreeSet<&str> = printed.lines().filter(|line| line.starts_with("beat")).collect();
+        let step = |line: &&str| line.split(' ').nth(1).and_then(|n| n.parse::<u32>().ok());
+        let last = beats.iter().filter_map(step).max().context("no beat")?;
+        let mut job = self.clone();
+        *job.program.args.first_mut().context("the solver without arguments")? = last.to_string();
+        let mut native = Self::environment(true)?;
+        native.launch(&job.command()?)?;
+        let output = native.output()?.clone();
+        native.wait_line("PASS")?;
+        ensure!(native.wait_exit()?.success(), "the native run failed");
+        let lines = output.lines();
+        for beat in &beats {
+            ensure!(lines.iter().any(|line| line == beat), "on its way it printed {beat}, and a native run does not");
+        }
+        Ok(Some(format!("  {} lines of the solver, to step {last}: each digit that of a native run", beats.len())))
+    }
 }
 
 /// Notes the machine's name, addresses and GID; has each of them changed since the last act?

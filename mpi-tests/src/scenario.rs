@@ -126,19 +126,23 @@ fn from_inside(computation: &mut Computation) -> Result<()> {
     Ok(())
 }
 
-/// So many checkpoints, each as soon as the one before is committed; the job must beat on after every tenth. Gives a line
+/// So many checkpoints, each as soon as the one before is committed; the job must get on after every tenth. Gives a line
 /// that tells for how long it was stopped.
 ///
 /// # Errors
 /// Which checkpoint failed.
-pub fn go_on(computation: &mut Computation, checkpoints: u32) -> Result<String> {
+pub fn go_on(
+    computation: &mut Computation,
+    checkpoints: u32,
+    onward: impl Fn(&mut Computation) -> Result<()>,
+) -> Result<String> {
     let mut stopped = Vec::new();
     for n in 1..=checkpoints {
         computation.checkpoint(&[]).with_context(|| format!("checkpoint {n}"))?;
         let figures = computation.status()?.last_checkpoint.context("a checkpoint without figures")?;
         stopped.push(figures["stopped"].as_f64().context("no time in the figures")?);
         if n % 10 == 0 || n == checkpoints {
-            computation.wait_new_line(BEAT).with_context(|| format!("after checkpoint {n}"))?;
+            onward(computation).with_context(|| format!("after checkpoint {n}"))?;
         }
     }
     stopped.sort_by(f64::total_cmp);
@@ -149,7 +153,7 @@ pub fn go_on(computation: &mut Computation, checkpoints: u32) -> Result<String> 
 
 #[allow(clippy::print_stdout, reason = "the runs that count things say what they have counted")]
 fn contract(job: &Job, mut computation: Computation, checkpoints: u32) -> Result<()> {
-    let counted = go_on(&mut computation, checkpoints)?;
+    let counted = go_on(&mut computation, checkpoints, |c| c.wait_new_line(BEAT).map(drop))?;
     cycles(&mut computation, KILLS)?;
     finish(job, &mut computation)?;
     println!(

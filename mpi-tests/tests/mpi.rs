@@ -6,9 +6,9 @@
 use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use slackwater_harness::in_guest;
-use slackwater_mpi_tests::{
-    Job, PACKAGES, SHAPES, TRANSPORTS, Transport, guest, reboot, reboot::Tour, scenario, shape,
-};
+use slackwater_mpi_tests::package::Packaged;
+use slackwater_mpi_tests::reboot::{self, Tour, Traveller};
+use slackwater_mpi_tests::{Job, PACKAGES, SHAPES, TRANSPORTS, Transport, guest, scenario, shape};
 use std::process::ExitCode;
 
 const LEVELS: [&str; 3] = ["quick", "normal", "full"];
@@ -127,6 +127,12 @@ const TOURS: &[(Tour, Over)] = &[
     (tour("contract", "solver", 4, 50, 9, "full"), Over::Verbs),
     (tour("contract", "threads", 2, 50, 9, "full"), Over::Verbs),
     (tour("contract", "features", 2, 50, 9, "full"), Over::Verbs),
+    (tour("contract", "threads", 4, 50, 9, "full"), Over::Verbs),
+    (tour("contract", "features", 4, 50, 9, "full"), Over::Verbs),
+    (tour("contract", "lammps", 2, 50, 9, "full"), Over::Only(&["openmpi-verbs"])),
+    (tour("contract", "lammps", 4, 50, 9, "full"), Over::Only(&["openmpi-verbs"])),
+    (tour("contract", "hpcc", 2, 50, 9, "full"), Over::Only(&["openmpi-verbs"])),
+    (tour("contract", "hpcc", 4, 50, 9, "full"), Over::Only(&["openmpi-verbs"])),
 ];
 
 const fn tour(
@@ -172,13 +178,22 @@ fn main() -> ExitCode {
             let name = format!("{}::{}::{}::np{}", transport.name, tour.program, tour.name, tour.ranks);
             let skip = rank(level) > chosen;
             let args: &[&str] = if tour.program == "solver" { &["0", "64"] } else { &[] };
+            let package = PACKAGES.iter().find(|p| p.name == tour.program);
             let job = move || Job::new(tour.program, args, transport, tour.ranks);
             if in_guest() {
-                let play = move || counted(transport, || reboot::play(&job()?, tour));
+                let play = move || {
+                    let traveller: Box<dyn Traveller> = match package {
+                        Some(package) => Box::new(Packaged { package, transport, ranks: tour.ranks }),
+                        None => Box::new(job()?),
+                    };
+                    reboot::play(&*traveller, tour, transport.name, transport.verbs)
+                };
                 trials.push(Trial::test(format!("host::{name}"), move || play().map_err(fail)).with_ignored_flag(skip));
             } else {
                 let inside = format!("host::{name}");
-                let direct = move || job()?.command().and_then(|_| reboot::direct(&inside, tour));
+                // Ours are built outside: the guest's file system forgets it.
+                let build = move || if package.is_some() { Ok(()) } else { job()?.command().map(drop) };
+                let direct = move || build().and_then(|()| reboot::direct(&inside, tour));
                 let has_xtask = std::env::var_os("SLACKWATER_XTASK").is_some();
                 let trial = Trial::test(format!("guest::{name}"), move || direct().map_err(fail));
                 trials.push(trial.with_ignored_flag(skip || !has_xtask));
