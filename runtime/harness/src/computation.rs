@@ -16,6 +16,8 @@ use std::time::Instant;
 const NOBODY: u32 = 65534;
 /// How often a program's life is followed line by line in messages.
 const TAIL: usize = 15;
+/// The same of what it says of errors, at either end.
+const ERRORS: usize = 20;
 
 /// How the standard streams are connected, and who runs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -408,7 +410,7 @@ impl Computation {
     /// What was written to standard error by what ended last.
     #[must_use]
     pub fn last_errors(&self) -> String {
-        self.ended.tail(TAIL)
+        self.ended.ends(ERRORS)
     }
 
     /// As [`Computation::finish`], for several programs of which each prints its `PASS`.
@@ -556,7 +558,7 @@ impl Computation {
         let mut text = format!("{what}\n");
         if let Some(running) = &self.running {
             text +=
-                &format!("--- its output\n{}\n--- its errors\n{}\n", running.out.tail(TAIL), running.err.tail(TAIL));
+                &format!("--- its output\n{}\n--- its errors\n{}\n", running.out.tail(TAIL), running.err.ends(ERRORS));
             text += &format!("--- its processes\n{}", process::describe(running.child.id()));
         }
         if let Ok(log) = fs::read_to_string(self.dir().join("log")) {

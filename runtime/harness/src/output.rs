@@ -20,6 +20,18 @@ struct Lines {
     ended: bool,
 }
 
+impl Lines {
+    /// From line `n` on, and what stands after the last.
+    fn from(&self, n: usize) -> String {
+        let mut text = self.complete[n..].join("\n");
+        if !self.partial.is_empty() {
+            text += "\n";
+            text += &String::from_utf8_lossy(&self.partial);
+        }
+        text
+    }
+}
+
 impl Output {
     /// Starts to read `stream`.
     pub fn read(mut stream: impl Read + Send + 'static) -> Self {
@@ -72,12 +84,18 @@ impl Output {
     #[must_use]
     pub fn tail(&self, n: usize) -> String {
         let lines = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut text = lines.complete[lines.complete.len().saturating_sub(n)..].join("\n");
-        if !lines.partial.is_empty() {
-            text += "\n";
-            text += &String::from_utf8_lossy(&lines.partial);
-        }
-        text
+        lines.from(lines.complete.len().saturating_sub(n))
+    }
+
+    /// The first `n` lines and the last, for messages: what is wrong stands before the backtrace that it causes.
+    #[must_use]
+    pub fn ends(&self, n: usize) -> String {
+        let lines = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(left_out) = lines.complete.len().checked_sub(2 * n).filter(|&left_out| left_out > 0) else {
+            return lines.from(0);
+        };
+        let head = lines.complete[..n].join("\n");
+        format!("{head}\n({left_out} lines more)\n{}", lines.from(n + left_out))
     }
 
     /// Waits until a line from number `from` on satisfies `wanted`, and gives its number and text.
