@@ -7,7 +7,7 @@ use crate::channel::{Source, Unacked};
 use crate::device::Device;
 use crate::ident::{self, vctx};
 use crate::registry::{self, Objects};
-use crate::{cq, driver, post, qp, refuse, srq, sync::Lock};
+use crate::{cq, driver, peers, post, qp, refuse, srq, sync::Lock};
 use alloc::boxed::Box;
 use core::ffi::{c_int, c_uint};
 use core::mem::offset_of;
@@ -48,9 +48,9 @@ impl Context {
         &raw mut self.v.context
     }
 
-    /// True once a restart has put other identities behind the program's.
+    /// True once a restart has put other identities behind the program's, or behind those of others.
     pub(crate) unsafe fn translated(&self) -> bool {
-        (*self.device).now.is_some()
+        (*self.device).now.is_some() || peers::translate()
     }
 
     /// One event of the driver's, with the program's object in it; acknowledged to the driver at once.

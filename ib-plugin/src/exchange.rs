@@ -1,7 +1,7 @@
 //! What processes tell each other at a checkpoint and at a restart, and under which keys.
 //!
 //! A process publishes one *card* (its ports and open QPs) under its member number, one record for each QP under the QP's
-//! own name, and after a restart one table of its keys. Member numbers may have gaps: they are asked for in growing batches
+//! own name, and after a restart one table of its keys and one of its QPs' names. Member numbers may have gaps: they are asked for in growing batches
 //! until as many cards are found as there are members; mostly the first is all.
 use crate::ident::PortMap;
 use crate::peers::QpId;
@@ -19,8 +19,6 @@ pub(crate) struct Card {
     pub(crate) ports: Vec<PortMap>,
     /// QPs that anybody may address: those that wait for a peer, and datagram QPs; (id, number now).
     pub(crate) open: Vec<(QpId, u32)>,
-    /// Some of them are not datagram QPs.
-    pub(crate) connectable: bool,
 }
 
 impl Card {
@@ -31,7 +29,6 @@ impl Card {
         for p in &self.ports {
             p.put(&mut w);
         }
-        w.u8(self.connectable.into());
         w.u32(self.open.len() as u32);
         for ((guid, number), now) in &self.open {
             w.u64(*guid);
@@ -45,9 +42,8 @@ impl Card {
         let mut r = Reader(bytes);
         let member = r.u64()?;
         let ports = (0..r.u32()?).map(|_| PortMap::get(&mut r)).collect::<Option<_>>()?;
-        let connectable = r.u8()? != 0;
         let open = (0..r.u32()?).map(|_| Some(((r.u64()?, r.u32()?), r.u32()?))).collect::<Option<_>>()?;
-        Some(Self { member, ports, open, connectable })
+        Some(Self { member, ports, open })
     }
 
     pub(crate) fn publish(&self) -> bool {
@@ -73,10 +69,14 @@ impl Card {
     }
 }
 
-fn card_key(member: u64) -> [u8; 9] {
-    let mut key = [b'm'; 9];
+fn member_key(what: u8, member: u64) -> [u8; 9] {
+    let mut key = [what; 9];
     key[1..].copy_from_slice(&member.to_le_bytes());
     key
+}
+
+fn card_key(member: u64) -> [u8; 9] {
+    member_key(b'm', member)
 }
 
 /// Key of a QP's record; `what`: 'q' at a checkpoint, 'c' at a restart.
@@ -140,9 +140,12 @@ pub(crate) fn ask<K: AsRef<[u8]>>(keys: &[K]) -> Option<Vec<Option<Vec<u8>>>> {
 
 /// Key of a process's table of remote keys.
 pub(crate) fn table_key(member: u64) -> [u8; 9] {
-    let mut key = [b'r'; 9];
-    key[1..].copy_from_slice(&member.to_le_bytes());
-    key
+    member_key(b'r', member)
+}
+
+/// Key of the numbers by which programs know a process's QPs.
+pub(crate) fn names_key(member: u64) -> [u8; 9] {
+    member_key(b'n', member)
 }
 
 #[cfg(test)]
@@ -155,7 +158,6 @@ mod tests {
             member: 7,
             ports: alloc::vec![PortMap { id: (9, 1), lids: (3, 4), gids: alloc::vec![([1; 16], [2; 16])] }],
             open: alloc::vec![((9, 17), 40)],
-            connectable: true,
         };
         let bytes = card.encode();
         assert_eq!(Card::decode(&bytes), Some(card));

@@ -2,7 +2,7 @@
 //!
 //! # Safety
 //! FFI entries: arguments are what `<infiniband/verbs.h>` says, objects are ours.
-use crate::{context::Context, driver, keys::KeyMap, pd::Pd, sync::Lock};
+use crate::{context::Context, driver, keys::KeyMap, pd::Pd, peers, sync::Lock};
 use alloc::{boxed::Box, vec::Vec};
 use core::ffi::{c_int, c_uint, c_void};
 use core::ptr::null_mut;
@@ -43,16 +43,17 @@ pub(crate) unsafe fn register(pd: *mut ibv_pd, addr: *mut c_void, len: usize, io
         }
     };
     let mut mr = once();
-    if let (Some(l), Some(r)) = (map(&LKEYS), map(&RKEYS)) {
-        let mut taken = Vec::new();
-        while !mr.is_null() && (l.reserves((*mr).lkey) || r.reserves((*mr).rkey)) {
-            taken.push(mr);
-            mr = once();
-        }
-        for mr in taken {
-            if let Some(f) = d.dereg_mr {
-                f(mr);
-            }
+    let is_taken = |mr: &ibv_mr| {
+        map(&LKEYS).is_some_and(|l| l.reserves(mr.lkey)) || map(&RKEYS).is_some_and(|r| r.reserves(mr.rkey)) || peers::is_key_taken(mr.rkey)
+    };
+    let mut taken = Vec::new();
+    while mr.as_ref().is_some_and(is_taken) {
+        taken.push(mr);
+        mr = once();
+    }
+    for mr in taken {
+        if let Some(f) = d.dereg_mr {
+            f(mr);
         }
     }
     mr

@@ -31,8 +31,9 @@ pub(crate) struct Directory {
     back: BTreeMap<Gid, Gid>,
     pub(crate) qps: BTreeMap<QpId, Peer>,
     numbers_back: BTreeMap<u32, u32>,
-    /// Sorted: numbers that name some QP to some program.
-    reserved: Vec<u32>,
+    /// Sorted: numbers that name some QP to some program, and keys that name a region on a device of ours.
+    pub(crate) taken_numbers: Vec<u32>,
+    pub(crate) taken_keys: Vec<u32>,
     /// Of the device with this GUID, all regions of all its processes.
     pub(crate) by_device: BTreeMap<u64, *const KeyMap>,
 }
@@ -57,14 +58,16 @@ impl Directory {
 
     pub(crate) fn qp(&mut self, id: QpId, peer: Peer) {
         self.numbers_back.insert(peer.number, id.1);
-        self.reserved.push(id.1);
+        self.taken_numbers.push(id.1);
         self.qps.insert(id, peer);
     }
 
     /// Makes this the directory that everybody reads.
     pub(crate) fn install(mut self) {
-        self.reserved.sort_unstable();
-        self.reserved.dedup();
+        for taken in [&mut self.taken_numbers, &mut self.taken_keys] {
+            taken.sort_unstable();
+            taken.dedup();
+        }
         DIRECTORY.store(Box::into_raw(Box::new(self)), Ordering::Release);
     }
 
@@ -148,21 +151,31 @@ pub(crate) fn source_qpn(number: u32) -> u32 {
     directory().and_then(|d| d.numbers_back.get(&number)).copied().unwrap_or(number)
 }
 
-/// Numbers which a new QP must not have, sorted.
-pub(crate) fn reserved_numbers() -> &'static [u32] {
-    directory().map_or(&[], |d| &d.reserved)
+/// True after a restart, also in a process that had no device open then.
+pub(crate) fn translate() -> bool {
+    directory().is_some()
+}
+
+/// A new QP must not have this number.
+pub(crate) fn is_number_taken(number: u32) -> bool {
+    directory().is_some_and(|d| d.taken_numbers.binary_search(&number).is_ok())
+}
+
+/// A new region must not have this key.
+pub(crate) fn is_key_taken(key: u32) -> bool {
+    directory().is_some_and(|d| d.taken_keys.binary_search(&key).is_ok())
 }
 
 /// From the driver's addresses to the program's in a global routing header (RoCE v2 puts an IP header there: IPv4 in the last
-/// 20 bytes, IBTA annex A17.4.5.1); nothing before a restart.
-pub(crate) fn header(grh: &mut [u8; 40]) {
+/// 20 bytes, IBTA annex A17.4.5.1); nothing before a restart. `moved`: the program knows the receiving device by old addresses.
+pub(crate) fn header(grh: &mut [u8; 40], moved: bool) {
     let Some(d) = directory() else { return };
     let (six, four) = (grh[0] >> 4 == 6, grh[20] >> 4 == 4);
     let fields = if six { [8, 24] } else { [32, 36] };
     if !six && !four {
         return;
     }
-    for at in fields {
+    for &at in &fields[..if moved { 2 } else { 1 }] {
         let mut gid = [0; 16];
         let from = if six { 0 } else { 12 };
         if !six {

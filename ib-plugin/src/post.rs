@@ -288,10 +288,11 @@ unsafe fn shared(srq: *mut Srq, w: &mut ibv_wc) {
 }
 
 /// The addresses in the 40 bytes that come before a datagram: UCX drops what is not for the GID that it knows.
-unsafe fn header(list: &[ibv_sge]) {
+unsafe fn header(qp: &Qp, list: &[ibv_sge]) {
+    let moved = (*(*qp.context()).device).now.is_some();
     if let Some(first) = list.first().filter(|s| s.length >= 40) {
         // SAFETY: the program's receive buffer, which the device has just written and nobody has been told of.
-        peers::header(&mut *(first.addr as *mut [u8; 40]));
+        peers::header(&mut *(first.addr as *mut [u8; 40]), moved);
     }
 }
 
@@ -329,7 +330,7 @@ unsafe fn account_slow(cq: &mut Cq, qp: &mut Qp, w: &mut ibv_wc) -> bool {
         qp.rq.head += 1;
         if !qp.rq.slots.is_own(slot) {
             if qp.translated && ok && qp.kind == ibv_qp_type::IBV_QPT_UD {
-                header(&qp.rq.slots.list(slot));
+                header(qp, &qp.rq.slots.list(slot));
             }
             return true;
         }
@@ -346,6 +347,9 @@ unsafe fn account_slow(cq: &mut Cq, qp: &mut Qp, w: &mut ibv_wc) -> bool {
     let mut pool = (*srq).pool.lock();
     let Some(slot) = pool.slot_of(w.wr_id) else { return true };
     let (own, id) = (pool.slots.is_own(slot), pool.slots.id(slot));
+    if !own && qp.translated && ok && qp.kind == ibv_qp_type::IBV_QPT_UD {
+        header(qp, &pool.slots.list(slot));
+    }
     pool.give(slot);
     drop(pool);
     if !own {

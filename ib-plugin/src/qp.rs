@@ -237,7 +237,6 @@ impl Qp {
             driver::set_errno(libc::ENOMEM);
             return false;
         }
-        let reserved = device.now.is_some().then(peers::reserved_numbers);
         let mut rejected = Vec::new();
         let real = loop {
             init.cap = core::ptr::read(cap);
@@ -257,7 +256,7 @@ impl Qp {
                 break real;
             }
             // A new QP has the same number on both sides, unless that number already names another to the program.
-            if self.place == usize::MAX && reserved.is_some_and(|r| r.binary_search(&(*real).qp_num).is_ok()) {
+            if self.place == usize::MAX && peers::is_number_taken((*real).qp_num) {
                 rejected.push(real);
                 continue;
             }

@@ -12,7 +12,7 @@ use crate::qp::{Qp, kind, mask, state};
 use crate::restart::{Outcome, failed, modify, need};
 use crate::wire::Reader;
 use crate::{driver, post, srq};
-use alloc::{boxed::Box, collections::BTreeMap, format, vec::Vec};
+use alloc::{boxed::Box, collections::{BTreeMap, BTreeSet}, format, vec::Vec};
 use rdma_sys::*;
 use slackwater_plugin::Info;
 
@@ -49,31 +49,8 @@ pub(crate) unsafe fn connect(info: &Info, contexts: &[*mut Context]) -> Outcome<
             }
         }
     }
-    // The key tables of all processes that may be named in a remote operation.
-    let mut members: Vec<u64> = found.iter().map(|f| f.1).collect();
-    members.extend(cards.iter().filter(|c| c.connectable).map(|c| c.member));
-    members.sort_unstable();
-    members.dedup();
-    let asked: Vec<[u8; 9]> = members.iter().map(|&m| exchange::table_key(m)).collect();
-    let tables = exchange::ask(&asked).ok_or("the peers' keys cannot be queried")?;
-    let mut maps: BTreeMap<u64, *const KeyMap> = BTreeMap::new();
-    let mut merged: BTreeMap<u64, Vec<(u32, u32)>> = BTreeMap::new();
-    for (member, table) in members.iter().zip(tables) {
-        let mut pairs = Vec::new();
-        let bytes = table.unwrap_or_default();
-        let mut r = Reader(&bytes);
-        while let (Some(from), Some(to)) = (r.u32(), r.u32()) {
-            pairs.push((from, to));
-        }
-        for port in cards.iter().filter(|c| c.member == *member).flat_map(|c| &c.ports) {
-            merged.entry(port.id.0).or_default().extend_from_slice(&pairs);
-        }
-        maps.insert(*member, Box::into_raw(Box::new(KeyMap::new(pairs.into_iter()))));
-    }
+    let maps = names(&cards, contexts, &mut directory)?;
     let map_of = |member: u64| maps.get(&member).copied().unwrap_or(core::ptr::null());
-    for (guid, pairs) in merged {
-        directory.by_device.insert(guid, Box::into_raw(Box::new(KeyMap::new(pairs.into_iter()))));
-    }
     for (id, member, number) in found {
         directory.qp(id, Peer { number, keys: map_of(member) });
     }
@@ -112,6 +89,51 @@ pub(crate) unsafe fn connect(info: &Info, contexts: &[*mut Context]) -> Outcome<
     }
     directory.install();
     Ok(())
+}
+
+/// The keys of every process that uses verbs, whoever is connected to whom: a connection made after the restart may name a region
+/// of before. And what new objects must not be called: a new one bears the driver's number, by which a third process may know
+/// an old one on the same device.
+unsafe fn names(
+    cards: &[Card],
+    contexts: &[*mut Context],
+    directory: &mut Directory,
+) -> Outcome<BTreeMap<u64, *const KeyMap>> {
+    let guids: Vec<u64> = contexts.iter().filter_map(|&c| (*(*c).device).seen.as_ref().map(|s| s.node_guid)).collect();
+    // (Who has no device open yet may open any.)
+    let is_near = |card: &Card| guids.is_empty() || card.ports.iter().any(|p| guids.contains(&p.id.0));
+    let users: Vec<&Card> = cards.iter().filter(|c| !c.ports.is_empty()).collect();
+    let asked: Vec<[u8; 9]> = users.iter().map(|c| exchange::table_key(c.member)).collect();
+    let tables = exchange::ask(&asked).ok_or("the peers' keys cannot be queried")?;
+    let mut maps: BTreeMap<u64, *const KeyMap> = BTreeMap::new();
+    let mut merged: BTreeMap<u64, Vec<(u32, u32)>> = BTreeMap::new();
+    for (card, table) in users.iter().zip(tables) {
+        let mut pairs = Vec::new();
+        let bytes = table.unwrap_or_default();
+        let mut r = Reader(&bytes);
+        while let (Some(from), Some(to)) = (r.u32(), r.u32()) {
+            pairs.push((from, to));
+        }
+        if is_near(card) {
+            directory.taken_keys.extend(pairs.iter().map(|p| p.0));
+        }
+        let guids: BTreeSet<u64> = card.ports.iter().map(|p| p.id.0).collect();
+        for guid in guids {
+            merged.entry(guid).or_default().extend_from_slice(&pairs);
+        }
+        maps.insert(card.member, Box::into_raw(Box::new(KeyMap::new(pairs.into_iter()))));
+    }
+    for (guid, pairs) in merged {
+        directory.by_device.insert(guid, Box::into_raw(Box::new(KeyMap::new(pairs.into_iter()))));
+    }
+    let near: Vec<[u8; 9]> = users.iter().filter(|c| is_near(c)).map(|c| exchange::names_key(c.member)).collect();
+    for bytes in exchange::ask(&near).ok_or("the peers' numbers cannot be queried")?.into_iter().flatten() {
+        let mut r = Reader(&bytes);
+        while let Some(number) = r.u32() {
+            directory.taken_numbers.push(number);
+        }
+    }
+    Ok(maps)
 }
 
 /// A QP from INIT to the state it had, its receives posted.

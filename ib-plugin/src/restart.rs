@@ -40,7 +40,8 @@ pub(crate) unsafe fn round(info: &mut Info) -> Verdict {
     let contexts = contexts();
     let outcome = match info.round {
         0 => rebuild(info, &contexts).map(|()| if contexts.is_empty() { Verdict::Done } else { Verdict::Again }),
-        1 if !contexts.is_empty() => connect(info, &contexts).map(|()| Verdict::Done),
+        // Also where no device is open: one may be opened soon, to talk to those who keep their old names.
+        1 => connect(info, &contexts).map(|()| Verdict::Done),
         _ => Ok(Verdict::Done),
     };
     outcome.unwrap_or_else(|message| {
@@ -245,6 +246,7 @@ unsafe fn objects(d: &driver::Driver, c: &mut Context, keys: &mut Keys) -> Outco
 
 /// Queue pairs up to INIT, and their records.
 unsafe fn queues(contexts: &[*mut Context], member: u64, card: &mut Card) -> Outcome<()> {
+    let mut names = Writer::default();
     for &ctx in contexts {
         let Some(guid) = (*(*ctx).device).seen.as_ref().map(|s| s.node_guid) else { continue };
         let qps = (*ctx).objects.lock().qps.0.clone();
@@ -274,10 +276,11 @@ unsafe fn queues(contexts: &[*mut Context], member: u64, card: &mut Card) -> Out
             let awaited = q.half_open || matches!(q.state(), state::IBV_QPS_RESET | state::IBV_QPS_INIT);
             if awaited || q.kind == kind::IBV_QPT_UD {
                 card.open.push((id, now));
-                card.connectable |= awaited && q.kind != kind::IBV_QPT_UD;
             }
+            names.u32(q.number());
         }
     }
+    publish(SCOPE, &exchange::names_key(member), &names.0);
     Ok(())
 }
 

@@ -246,6 +246,34 @@ pub fn half_open(cycles: u32) -> Result<()> {
     beats(computation, cycles)
 }
 
+/// Processes that are connected anew after each restart, by numbers and keys of which a third may have had others before. One act:
+/// [`travel`] boots the machines.
+///
+/// # Errors
+/// What went wrong.
+pub fn strangers() -> Result<()> {
+    let act = Act::here()?;
+    let mut computation = Computation::lasting(&act.folder, Mode::Pipe)?;
+    if act.number == 1 {
+        let program = act.folder.join("strangers");
+        compile("programs/strangers.c", &program, &["-libverbs"])?;
+        computation.launch(&[program.to_string_lossy().into_owned()])?;
+    } else {
+        computation.restart(None)?;
+    }
+    for n in 1..=2 {
+        computation.wait_new_line("beat").with_context(|| format!("on machine {}", act.number))?;
+        computation.checkpoint(&[]).with_context(|| format!("checkpoint {n}"))?;
+        computation.wait_new_line("beat").with_context(|| format!("after checkpoint {n}"))?;
+        computation.sigkill_all()?;
+        if n == 1 || act.is_last() {
+            computation.restart(None)?;
+            computation.wait_line("beat").with_context(|| format!("after restart {n} on machine {}", act.number))?;
+        }
+    }
+    if act.is_last() { computation.finish() } else { Ok(()) }
+}
+
 /// So many times: checkpoint, go on, SIGKILL, restart; the program prints "beat" as it comes on.
 fn beats(mut computation: Computation, cycles: u32) -> Result<()> {
     computation.wait_line("beat")?;

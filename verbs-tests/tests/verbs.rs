@@ -9,7 +9,8 @@ use slackwater_harness::in_guest;
 use slackwater_mpi_tests::guest;
 use slackwater_verbs_tests::verifier::{self, CASES};
 use slackwater_verbs_tests::{
-    Pair, Scenario, answers, atomic_write, bindings, closes, devices, half_open, hammer, loads, play, refused, travel,
+    Pair, Scenario, answers, atomic_write, bindings, closes, devices, half_open, hammer, loads, play, refused,
+    strangers, travel,
 };
 use std::process::ExitCode;
 
@@ -131,6 +132,8 @@ fn main() -> ExitCode {
     };
     add(true, "same-answers".into(), Box::new(answers), Box::new(|| guest::run("inside::same-answers")));
     add(true, "half-open".into(), Box::new(|| half_open(4)), Box::new(|| guest::run("inside::half-open")));
+    let tour = || travel("inside::strangers");
+    add(true, "strangers".into(), Box::new(strangers), Box::new(tour));
     for client in bindings::CLIENTS {
         let (name, tour) = (format!("rust-client-{client}"), format!("rust-client-{client}-reboot"));
         let (inside, there) = (format!("inside::{name}"), format!("inside::{tour}"));
