@@ -26,7 +26,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) enum Out {
     /// A frame.
-    Frame(Vec<u8>),
+    Frame(Arc<Vec<u8>>),
     /// Nothing more is to come from this peer: what has arrived is read, then the connection counts as closed.
     Drain,
 }
@@ -131,19 +131,25 @@ async fn receive_all(
 }
 
 async fn send_all(mut write: OwnedWriteHalf, mut queue: UnboundedReceiver<Out>) {
+    /// From so many bytes on a frame is worth a write of its own: it may be one that thousands get.
+    const LARGE: usize = 64 << 10;
     let mut batch = Vec::new();
     while let Some(first) = queue.recv().await {
-        let mut next = Some(first);
+        let (mut next, mut large) = (Some(first), None);
         while let Some(out) = next {
             match out {
+                Out::Frame(frame) if frame.len() >= LARGE => large = Some(frame),
                 Out::Frame(frame) => batch.extend_from_slice(&frame),
                 Out::Drain => drop(rustix::net::shutdown(write.as_ref().as_fd(), rustix::net::Shutdown::Read)),
             }
-            next = if batch.len() < 1 << 20 { queue.try_recv().ok() } else { None };
+            next = if large.is_none() && batch.len() < 1 << 20 { queue.try_recv().ok() } else { None };
         }
         // A peer that is gone is reported by the reader.
-        let sent = write.write_all(&batch).await;
+        let mut sent = write.write_all(&batch).await;
         batch.clear();
+        if let (Ok(()), Some(frame)) = (&sent, large) {
+            sent = write.write_all(&frame).await;
+        }
         if sent.is_err() {
             break;
         }

@@ -83,6 +83,7 @@ pub fn run(claim: Claim, options: &Options) -> io::Result<()> {
             base,
             events,
             outs: HashMap::new(),
+            values: None,
             writers: Vec::new(),
             woken: HashMap::new(),
             processes: HashMap::new(),
@@ -157,6 +158,8 @@ struct Server {
     base: u64,
     events: UnboundedSender<Event>,
     outs: HashMap<Conn, UnboundedSender<Out>>,
+    /// The last answer to a question for published values.
+    values: Option<Arc<Vec<u8>>>,
     writers: Vec<JoinHandle<()>>,
     /// Of members that were woken and stand: was a SIGCONT pending when they had come to stand?
     woken: HashMap<Conn, bool>,
@@ -243,7 +246,12 @@ impl Server {
     fn apply(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
+                Effect::Send(conn, message @ ToProcess::Values { .. }) => {
+                    self.values = encode(&message);
+                    self.pass(conn, self.values.clone());
+                }
                 Effect::Send(conn, message) => self.send(conn, &message),
+                Effect::Repeat(conn) => self.pass(conn, self.values.clone()),
                 Effect::Reply(conn, Reply::Status(status)) => {
                     let status = Reply::Status(self.with_threads(status));
                     self.send(conn, &status);
@@ -337,10 +345,12 @@ impl Server {
     }
 
     fn send(&self, conn: Conn, message: &impl serde::Serialize) {
-        let Some(out) = self.outs.get(&conn) else { return };
-        match frame::to_frame(message) {
-            Ok(frame) => drop(out.send(Out::Frame(frame))),
-            Err(error) => log(&format!("a message to connection {conn} cannot be sent: {error}")),
+        self.pass(conn, encode(message));
+    }
+
+    fn pass(&self, conn: Conn, frame: Option<Arc<Vec<u8>>>) {
+        if let (Some(out), Some(frame)) = (self.outs.get(&conn), frame) {
+            drop(out.send(Out::Frame(frame)));
         }
     }
 
@@ -355,4 +365,9 @@ impl Server {
         };
         let _ = tokio::time::timeout(FAREWELL, flushed).await;
     }
+}
+
+fn encode(message: &impl serde::Serialize) -> Option<Arc<Vec<u8>>> {
+    let frame = frame::to_frame(message).map_err(|error| log(&format!("a message cannot be sent: {error}")));
+    frame.ok().map(Arc::new)
 }

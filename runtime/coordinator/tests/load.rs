@@ -33,26 +33,19 @@ fn entry_of(member: u64, n: u16) -> (Vec<u8>, Vec<u8>) {
 enum Exchange {
     /// So many entries of 32 bytes; and as many, each of another process.
     Entries(u16),
-    /// What the InfiniBand plugin does at a restart, for 64 queue pairs to as many processes and 256 memory regions: a card, a record a
-    /// queue pair, a table of keys; and all cards, the peers' records, and their tables.
+    /// What the InfiniBand plugin does at a restart, for 64 queue pairs and 256 memory regions: a card with a port, and with four bytes for
+    /// each of those; and all cards.
     Restart,
 }
 
-const QPS: u64 = 64;
-const CARD: usize = 190;
-const TABLE: usize = 256 * 8;
+const CARD: usize = 190 + (64 + 256) * 4;
 
 impl Exchange {
     fn publish(self, member: u64) -> Vec<Entry> {
         let entry = |(key, value)| Entry { scope: "ib".into(), key, value };
         match self {
             Self::Entries(n) => (0..n).map(|n| entry(entry_of(member, n))).collect(),
-            Self::Restart => {
-                let mut all: Vec<Entry> = (0..QPS as u16).map(|n| entry(entry_of(member, n))).collect();
-                all.push(entry((named(b'm', member), vec![member as u8; CARD])));
-                all.push(entry((named(b'r', member), vec![member as u8; TABLE])));
-                all
-            }
+            Self::Restart => vec![entry((card_key(member), vec![member as u8; CARD]))],
         }
     }
 
@@ -61,18 +54,13 @@ impl Exchange {
         let other = |n: u64| (member + n) % processes + 1;
         match self {
             Self::Entries(n) => (0..n).map(|n| entry_of(other(n.into()), n)).collect(),
-            Self::Restart => {
-                let mut all: Vec<_> = (1..=processes).map(|m| (named(b'm', m), vec![m as u8; CARD])).collect();
-                all.extend((0..QPS).map(|n| entry_of(other(n), n as u16)));
-                all.extend((0..QPS).map(|n| (named(b'r', other(n)), vec![other(n) as u8; TABLE])));
-                all
-            }
+            Self::Restart => (1..=processes).map(|m| (card_key(m), vec![m as u8; CARD])).collect(),
         }
     }
 }
 
-fn named(what: u8, member: u64) -> Vec<u8> {
-    let mut key = vec![what];
+fn card_key(member: u64) -> Vec<u8> {
+    let mut key = vec![b'm'];
     key.extend(member.to_le_bytes());
     key
 }

@@ -393,6 +393,7 @@ impl World {
                 Effect::Wake(_) | Effect::WakeExpected(_) | Effect::Woke(_) | Effect::Stop(_) => {
                     panic!("nobody is stopped here, and no time passes")
                 }
+                Effect::Repeat(_) => panic!("values that nobody asked for"),
                 Effect::Drain(_) | Effect::RemoveFolder(_) | Effect::Log(_) => {}
             }
         }

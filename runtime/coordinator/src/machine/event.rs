@@ -65,6 +65,8 @@ pub enum Input {
 pub enum Effect {
     /// Send to a process.
     Send(Conn, ToProcess),
+    /// The [`ToProcess::Values`] that was sent last, to another process.
+    Repeat(Conn),
     /// Send to a command.
     Reply(Conn, Reply),
     /// Close a connection; its `Closed` must still come.

@@ -55,8 +55,11 @@ impl Machine {
                 self.round_done(conn, kind, round, again, publish);
             }
             FromProcess::Query { keys } => {
-                let values = self.store.query(&keys);
-                self.emit(Effect::Send(conn, ToProcess::Values { values }));
+                let answer = self.store.query(keys);
+                self.emit(match answer {
+                    Answer::Values(values) => Effect::Send(conn, ToProcess::Values { values }),
+                    Answer::Same => Effect::Repeat(conn),
+                });
             }
             FromProcess::Snapshotted { generation, note, .. } => self.snapshotted(conn, generation, &note),
             FromProcess::Resumed { generation, stopped_us } => self.resumed(conn, generation, stopped_us),

@@ -25,7 +25,7 @@ use slackwater_protocol::{
     message::{FromProcess, ToProcess},
 };
 use std::collections::{BTreeMap, BTreeSet};
-use store::Store;
+use store::{Answer, Store};
 
 /// How often one checkpoint may be taken anew (for late joiners, or somebody who is not ready) before it counts as failed.
 pub(crate) const MAX_RETAKEN: u32 = 100;

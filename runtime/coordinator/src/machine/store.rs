@@ -1,7 +1,8 @@
 //! Published values of one checkpoint or restart.
 //!
 //! Rule: what is published in a round can be seen from the next round on, whoever is faster; so each slot remembers the
-//! value before this round beside the new one, and turning to the next round costs nothing, however many values there are.
+//! value before this round beside the new one, and turning to the next round costs nothing, however many values there are. Hence
+//! within a round the same question has the same answer, and thousands ask it at once: it is put together for the first only.
 use slackwater_protocol::message::Entry;
 use std::{
     collections::HashMap,
@@ -23,6 +24,17 @@ struct Slot {
 pub struct Store {
     scopes: HashMap<String, HashMap<Vec<u8>, Slot>>,
     round: u32,
+    /// What was asked for last in this round.
+    asked: Vec<(String, Vec<u8>)>,
+}
+
+/// To a question.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The values, in its order.
+    Values(Vec<Option<Vec<u8>>>),
+    /// Those that were answered last.
+    Same,
 }
 
 // For the model test's table of seen states; the map's order must not show.
@@ -35,8 +47,9 @@ impl Hash for Store {
 
 impl Store {
     /// Turns to the next round: what was published so far can be seen.
-    pub const fn next_round(&mut self) {
+    pub fn next_round(&mut self) {
         self.round += 1;
+        self.asked.clear();
     }
 
     /// Publishes. A key that is published twice in a round holds the later value.
@@ -61,12 +74,17 @@ impl Store {
     }
 
     /// What was published under these keys before this round.
-    pub fn query(&self, keys: &[(String, Vec<u8>)]) -> Vec<Option<Vec<u8>>> {
+    pub fn query(&mut self, keys: Vec<(String, Vec<u8>)>) -> Answer {
+        if !keys.is_empty() && keys == self.asked {
+            return Answer::Same;
+        }
         let find = |(scope, key): &(String, Vec<u8>)| {
             let slot = self.scopes.get(scope)?.get(key)?;
             if slot.since < self.round { Some(slot.value.clone()) } else { slot.before.clone() }
         };
-        keys.iter().map(find).collect()
+        let values = keys.iter().map(find).collect();
+        self.asked = keys;
+        Answer::Values(values)
     }
 }
 
@@ -81,15 +99,18 @@ mod tests {
     #[test]
     fn values_are_seen_from_the_next_round_on() {
         let mut store = Store::default();
-        let ask = |store: &Store| store.query(&[("ib".into(), b"a".to_vec())]).remove(0);
+        let ask = |store: &mut Store| store.query(vec![("ib".into(), b"a".to_vec())]);
+        let value = |value: Option<&str>| Answer::Values(vec![value.map(Into::into)]);
         store.publish(vec![entry("a", "1")]);
-        assert_eq!(ask(&store), None);
+        assert_eq!(ask(&mut store), value(None));
         store.next_round();
-        assert_eq!(ask(&store), Some(b"1".to_vec()));
+        assert_eq!(ask(&mut store), value(Some("1")));
         store.publish(vec![entry("a", "2"), entry("a", "3")]);
-        assert_eq!(ask(&store), Some(b"1".to_vec()));
+        assert_eq!(ask(&mut store), Answer::Same);
+        let others = vec![("socket".into(), b"a".to_vec()), ("ib".into(), b"b".to_vec())];
+        assert_eq!(store.query(others), Answer::Values(vec![None, None]));
+        assert_eq!(ask(&mut store), value(Some("1")));
         store.next_round();
-        assert_eq!(ask(&store), Some(b"3".to_vec()));
-        assert_eq!(store.query(&[("socket".into(), b"a".to_vec()), ("ib".into(), b"b".to_vec())]), vec![None, None]);
+        assert_eq!(ask(&mut store), value(Some("3")));
     }
 }
