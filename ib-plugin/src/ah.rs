@@ -63,7 +63,13 @@ pub(crate) unsafe extern "C" fn init_ah_from_wc(
     let _w = Wrapper::enter();
     let ctx = Context::of(context);
     let Some(f) = driver::loaded().and_then(|d| d.init_ah_from_wc) else { return -1 };
-    let ret = f((*ctx).real, port, wc, grh, attr);
+    let (mut from, mut header) = (core::ptr::read(wc), [0u8; 40]);
+    let global = (*wc).wc_flags & 1 != 0 && !grh.is_null();
+    if global {
+        header = grh.cast::<[u8; 40]>().read();
+    }
+    peers::source_outward(&mut from, &mut header, (*(*ctx).device).now.is_some());
+    let ret = f((*ctx).real, port, &mut from, if global { header.as_mut_ptr().cast() } else { grh }, attr);
     if ret == 0 {
         peers::inward(ctx, &mut *attr);
     } else {

@@ -50,7 +50,7 @@ impl Context {
 
     /// True once a restart has put other identities behind the program's, or behind those of others.
     pub(crate) unsafe fn translated(&self) -> bool {
-        (*self.device).now.is_some() || peers::translate()
+        (*self.device).now.is_some() || peers::known()
     }
 
     /// One event of the driver's, with the program's object in it; acknowledged to the driver at once.

@@ -6,10 +6,10 @@
 //!
 //! # Safety
 //! FFI entries: arguments are what `<infiniband/verbs.h>` says, and devices are ours.
-use crate::{driver, ident::Ident, qp::Qp, registry, sync::Lock};
+use crate::{driver, ident::Ident, keys::KeyMap, qp::Qp, registry, sync::Lock};
 use alloc::{boxed::Box, vec::Vec};
 use core::ffi::c_int;
-use core::ptr::null_mut;
+use core::ptr::{null, null_mut};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use rdma_sys::*;
 use slackwater_plugin::Wrapper;
@@ -30,6 +30,10 @@ pub(crate) struct Device {
     pub(crate) seen: Option<Ident>,
     /// What there is since the last restart; None before the first.
     pub(crate) now: Option<Ident>,
+    /// This process's local keys; null before the first restart. Maps are replaced only while the program stands still.
+    pub(crate) lkeys: *const KeyMap,
+    /// This process's remote keys, as all were told of them; of all processes' there is a [`crate::peers::Directory`].
+    pub(crate) told: *const KeyMap,
 }
 
 impl Device {
@@ -87,6 +91,8 @@ unsafe fn shadow_of(real: *mut ibv_device) -> (*mut Device, bool) {
         qps: AtomicPtr::new(null_mut()),
         seen: None,
         now: None,
+        lkeys: null(),
+        told: null(),
     }));
     world.devices.push(d);
     (d, true)

@@ -1,8 +1,11 @@
 //! What processes tell each other at a checkpoint and at a restart, and under which keys.
 //!
-//! A process publishes one *card* (its ports and open QPs) under its member number, one record for each QP under the QP's
-//! own name, and after a restart one table of its keys and one of its QPs' names. Member numbers may have gaps: they are asked for in growing batches
-//! until as many cards are found as there are members; mostly the first is all.
+//! A process publishes one *card* under its member number: its ports, and at a restart what its queue pairs and remote keys are called
+//! now. At a checkpoint there is also one record for each QP, under the QP's own name. Member numbers may have gaps: they are asked for
+//! in growing batches until as many cards are found as there are members; mostly the first is all.
+//!
+//! At a restart everybody reads all cards whole, though it is connected to few: a new connection may lead to any process, and a new
+//! number must be nobody's old one.
 use crate::ident::PortMap;
 use crate::peers::QpId;
 use crate::wire::{Reader, Writer};
@@ -12,28 +15,39 @@ use slackwater_plugin::{Info, publish, query};
 /// Scope of all keys; also the plugin's name.
 pub(crate) const SCOPE: &core::ffi::CStr = c"ib";
 
+/// What a process calls the objects of one device, and what the driver calls them now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Names {
+    /// GUID of the node, as first seen.
+    pub(crate) guid: u64,
+    /// Numbers of queue pairs.
+    pub(crate) qps: Vec<(u32, u32)>,
+    /// Remote keys.
+    pub(crate) keys: Vec<(u32, u32)>,
+}
+
 /// A process's card.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Card {
     pub(crate) member: u64,
     pub(crate) ports: Vec<PortMap>,
-    /// QPs that anybody may address: those that wait for a peer, and datagram QPs; (id, number now).
-    pub(crate) open: Vec<(QpId, u32)>,
+    /// One a device; none at a checkpoint.
+    pub(crate) names: Vec<Names>,
 }
 
 impl Card {
-    fn encode(&self) -> Vec<u8> {
+    fn encode(&mut self) -> Vec<u8> {
         let mut w = Writer::default();
         w.u64(self.member);
         w.u32(self.ports.len() as u32);
         for p in &self.ports {
             p.put(&mut w);
         }
-        w.u32(self.open.len() as u32);
-        for ((guid, number), now) in &self.open {
-            w.u64(*guid);
-            w.u32(*number);
-            w.u32(*now);
+        w.u32(self.names.len() as u32);
+        for names in &mut self.names {
+            w.u64(names.guid);
+            w.pairs(&mut names.qps);
+            w.pairs(&mut names.keys);
         }
         w.0
     }
@@ -42,11 +56,11 @@ impl Card {
         let mut r = Reader(bytes);
         let member = r.u64()?;
         let ports = (0..r.u32()?).map(|_| PortMap::get(&mut r)).collect::<Option<_>>()?;
-        let open = (0..r.u32()?).map(|_| Some(((r.u64()?, r.u32()?), r.u32()?))).collect::<Option<_>>()?;
-        Some(Self { member, ports, open })
+        let names = (0..r.u32()?).map(|_| Some(Names { guid: r.u64()?, qps: r.pairs()?, keys: r.pairs()? }));
+        Some(Self { member, ports, names: names.collect::<Option<_>>()? })
     }
 
-    pub(crate) fn publish(&self) -> bool {
+    pub(crate) fn publish(mut self) -> bool {
         publish(SCOPE, &card_key(self.member), &self.encode())
     }
 
@@ -69,19 +83,15 @@ impl Card {
     }
 }
 
-fn member_key(what: u8, member: u64) -> [u8; 9] {
-    let mut key = [what; 9];
+fn card_key(member: u64) -> [u8; 9] {
+    let mut key = [b'm'; 9];
     key[1..].copy_from_slice(&member.to_le_bytes());
     key
 }
 
-fn card_key(member: u64) -> [u8; 9] {
-    member_key(b'm', member)
-}
-
-/// Key of a QP's record; `what`: 'q' at a checkpoint, 'c' at a restart.
-pub(crate) fn qp_key(what: u8, id: QpId) -> [u8; 13] {
-    let mut key = [what; 13];
+/// Key of a QP's record.
+pub(crate) fn qp_key(id: QpId) -> [u8; 13] {
+    let mut key = [b'q'; 13];
     key[1..9].copy_from_slice(&id.0.to_le_bytes());
     key[9..].copy_from_slice(&id.1.to_le_bytes());
     key
@@ -113,7 +123,7 @@ impl Counts {
         w.u64(self.sent);
         w.u64(self.received);
         w.u32(self.longest);
-        publish(SCOPE, &qp_key(b'q', id), &w.0)
+        publish(SCOPE, &qp_key(id), &w.0)
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
@@ -138,26 +148,16 @@ pub(crate) fn ask<K: AsRef<[u8]>>(keys: &[K]) -> Option<Vec<Option<Vec<u8>>>> {
     query(SCOPE, &refs)
 }
 
-/// Key of a process's table of remote keys.
-pub(crate) fn table_key(member: u64) -> [u8; 9] {
-    member_key(b'r', member)
-}
-
-/// Key of the numbers by which programs know a process's QPs.
-pub(crate) fn names_key(member: u64) -> [u8; 9] {
-    member_key(b'n', member)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn cards_and_counts_survive_the_wire() {
-        let card = Card {
+        let mut card = Card {
             member: 7,
             ports: alloc::vec![PortMap { id: (9, 1), lids: (3, 4), gids: alloc::vec![([1; 16], [2; 16])] }],
-            open: alloc::vec![((9, 17), 40)],
+            names: alloc::vec![Names { guid: 9, qps: alloc::vec![(17, 40)], keys: alloc::vec![(256, 4), (512, 2)] }],
         };
         let bytes = card.encode();
         assert_eq!(Card::decode(&bytes), Some(card));

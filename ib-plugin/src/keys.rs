@@ -2,8 +2,10 @@
 //!
 //! Before a restart there is no map. A restart makes one with every key that was live; a key made later is the same number
 //! on both sides, which holds because a new registration is repeated until its keys collide with none in the map. A key
-//! whose region is gone keeps its place and leads to [`DEAD`], so its number never comes to mean something else.
-use alloc::{boxed::Box, vec};
+//! whose region is gone keeps its place and leads to [`DEAD`], so its number never comes to mean something else. A device's
+//! local keys are its own process's; its remote keys are those of all processes, for a connection that is made after the restart
+//! may lead to any of them, and only the key says to which.
+use alloc::{boxed::Box, collections::BTreeSet, vec, vec::Vec};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// A key that no driver gives out for a live region.
@@ -30,6 +32,17 @@ impl KeyMap {
             map.slot(from).store(u64::from(from) << 32 | u64::from(to), Ordering::Relaxed);
         }
         map
+    }
+
+    /// As [`KeyMap::new`], and never freed: whoever reads it holds no lock.
+    pub(crate) fn leak(pairs: impl ExactSizeIterator<Item = (u32, u32)>) -> *const Self {
+        Box::into_raw(Box::new(Self::new(pairs)))
+    }
+
+    /// Adds to `live` the keys which the last map had and whose regions are gone: they stay out of use.
+    pub(crate) fn renew(last: Option<&Self>, live: &mut Vec<(u32, u32)>) {
+        let known: BTreeSet<u32> = live.iter().map(|p| p.0).collect();
+        live.extend(last.into_iter().flat_map(Self::pairs).map(|p| p.0).filter(|k| !known.contains(k)).map(|k| (k, DEAD)));
     }
 
     /// The slot of this key, or the empty one where it belongs.

@@ -2,11 +2,10 @@
 //!
 //! # Safety
 //! FFI entries: arguments are what `<infiniband/verbs.h>` says, objects are ours.
-use crate::{context::Context, driver, keys::KeyMap, pd::Pd, peers, sync::Lock};
+use crate::{context::Context, device::Device, driver, pd::Pd, peers, sync::Lock};
 use alloc::{boxed::Box, vec::Vec};
 use core::ffi::{c_int, c_uint, c_void};
 use core::ptr::null_mut;
-use core::sync::atomic::{AtomicPtr, Ordering};
 use rdma_sys::*;
 use slackwater_plugin::Wrapper;
 
@@ -20,20 +19,8 @@ pub(crate) struct Mr {
     pub(crate) access: c_uint,
 }
 
-/// Local and remote keys of this process; null: no restart yet. Replaced only while the program stands still.
-pub(crate) static LKEYS: AtomicPtr<KeyMap> = AtomicPtr::new(null_mut());
-/// As [`LKEYS`].
-pub(crate) static RKEYS: AtomicPtr<KeyMap> = AtomicPtr::new(null_mut());
-
-/// The present map; None before the first restart.
-#[inline(always)]
-pub(crate) fn map(of: &AtomicPtr<KeyMap>) -> Option<&'static KeyMap> {
-    // SAFETY: null, or leaked.
-    unsafe { of.load(Ordering::Acquire).as_ref() }
-}
-
-/// Registers with the driver, with keys that mean nothing else to the program yet.
-pub(crate) unsafe fn register(pd: *mut ibv_pd, addr: *mut c_void, len: usize, iova: u64, access: c_uint) -> *mut ibv_mr {
+/// Registers with the driver, with keys that mean nothing else to any program yet.
+unsafe fn register(device: &Device, pd: *mut ibv_pd, addr: *mut c_void, len: usize, iova: u64, access: c_uint) -> *mut ibv_mr {
     let Some(d) = driver::loaded() else { return null_mut() };
     let once = || -> *mut ibv_mr {
         match (d.reg_mr_iova2, d.reg_mr) {
@@ -43,11 +30,10 @@ pub(crate) unsafe fn register(pd: *mut ibv_pd, addr: *mut c_void, len: usize, io
         }
     };
     let mut mr = once();
-    let is_taken = |mr: &ibv_mr| {
-        map(&LKEYS).is_some_and(|l| l.reserves(mr.lkey)) || map(&RKEYS).is_some_and(|r| r.reserves(mr.rkey)) || peers::is_key_taken(mr.rkey)
-    };
     let mut taken = Vec::new();
-    while mr.as_ref().is_some_and(is_taken) {
+    while let Some(new) = mr.as_ref()
+        && (device.lkeys.as_ref().is_some_and(|l| l.reserves(new.lkey)) || peers::reserved_key(device, new.rkey))
+    {
         taken.push(mr);
         mr = once();
     }
@@ -67,7 +53,7 @@ unsafe fn make(pd: *mut ibv_pd, addr: *mut c_void, len: usize, iova: u64, access
         driver::set_errno(libc::EOPNOTSUPP);
         return null_mut();
     }
-    let real = register((*pd.cast::<Pd>()).real, addr, len, iova, access);
+    let real = register(&*(*ctx).device, (*pd.cast::<Pd>()).real, addr, len, iova, access);
     if real.is_null() {
         driver::pass_errno();
         return null_mut();
@@ -137,9 +123,10 @@ pub(crate) unsafe extern "C" fn dereg_mr(mr: *mut ibv_mr) -> c_int {
         driver::pass_errno();
         return ret;
     }
-    if let (Some(l), Some(r)) = (map(&LKEYS), map(&RKEYS)) {
+    let device = &*(*Context::of((*mr).ibv.context)).device;
+    if let Some(l) = device.lkeys.as_ref() {
         l.kill((*mr).ibv.lkey);
-        r.kill((*mr).ibv.rkey);
+        peers::kill_key(device, (*mr).ibv.rkey);
     }
     (*Context::of((*mr).ibv.context)).objects.lock().mrs.remove(mr);
     drop(Box::from_raw(mr));

@@ -5,18 +5,20 @@
 //! Contexts and handles are ours; the directory is leaked, so references to it stay valid.
 use crate::ah::Ah;
 use crate::context::Context;
+use crate::device::Device;
+use crate::exchange::Card;
 use crate::ident::{self, Gid, PortId, PortMap};
 use crate::keys::KeyMap;
 use crate::qp::Qp;
 use alloc::{boxed::Box, collections::BTreeMap, vec::Vec};
-use core::ptr::null_mut;
+use core::ptr::{null, null_mut};
 use core::sync::atomic::{AtomicPtr, Ordering};
-use rdma_sys::ibv_ah_attr;
+use rdma_sys::{ibv_ah_attr, ibv_wc};
 
 /// A queue pair: node GUID (as first seen) and number, as programs call it.
 pub(crate) type QpId = (u64, u32);
 
-/// Where a queue pair is now.
+/// Where a queue pair is now, and the keys of its device.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer {
     pub(crate) number: u32,
@@ -26,16 +28,16 @@ pub(crate) struct Peer {
 /// The directory.
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
-    pub(crate) gids: BTreeMap<Gid, (PortId, Gid)>,
-    pub(crate) lids: BTreeMap<u16, (PortId, u16)>,
-    back: BTreeMap<Gid, Gid>,
-    pub(crate) qps: BTreeMap<QpId, Peer>,
-    numbers_back: BTreeMap<u32, u32>,
-    /// Sorted: numbers that name some QP to some program, and keys that name a region on a device of ours.
-    pub(crate) taken_numbers: Vec<u32>,
-    pub(crate) taken_keys: Vec<u32>,
-    /// Of the device with this GUID, all regions of all its processes.
-    pub(crate) by_device: BTreeMap<u64, *const KeyMap>,
+    gids: BTreeMap<Gid, (PortId, Gid)>,
+    lids: BTreeMap<u16, (PortId, u16)>,
+    gids_back: BTreeMap<Gid, (PortId, Gid)>,
+    lids_back: BTreeMap<u16, (PortId, u16)>,
+    /// Every queue pair of every process, and what it is called now.
+    qps: BTreeMap<QpId, u32>,
+    /// By the GUID of its node as first seen and its number now, what it is called by programs.
+    qps_back: BTreeMap<QpId, u32>,
+    /// Of the device with this GUID, all remote keys of all processes.
+    keys: BTreeMap<u64, *const KeyMap>,
 }
 
 static DIRECTORY: AtomicPtr<Directory> = AtomicPtr::new(null_mut());
@@ -49,25 +51,39 @@ impl Directory {
     pub(crate) fn port(&mut self, map: &PortMap) {
         for &(seen, now) in &map.gids {
             self.gids.insert(seen, (map.id, now));
-            self.back.insert(now, seen);
+            self.gids_back.insert(now, (map.id, seen));
         }
         if map.lids.0 != 0 {
             self.lids.insert(map.lids.0, (map.id, map.lids.1));
+            self.lids_back.insert(map.lids.1, (map.id, map.lids.0));
         }
     }
 
-    pub(crate) fn qp(&mut self, id: QpId, peer: Peer) {
-        self.numbers_back.insert(peer.number, id.1);
-        self.taken_numbers.push(id.1);
-        self.qps.insert(id, peer);
+    /// Where everything is after a restart.
+    pub(crate) fn of(cards: &[Card]) -> Self {
+        let mut all = Self::default();
+        let mut keys: BTreeMap<u64, Vec<(u32, u32)>> = BTreeMap::new();
+        for card in cards {
+            card.ports.iter().for_each(|port| all.port(port));
+            for names in &card.names {
+                for &(number, now) in &names.qps {
+                    all.qps.insert((names.guid, number), now);
+                    all.qps_back.insert((names.guid, now), number);
+                }
+                keys.entry(names.guid).or_default().extend_from_slice(&names.keys);
+            }
+        }
+        all.keys = keys.into_iter().map(|(guid, pairs)| (guid, KeyMap::leak(pairs.into_iter()))).collect();
+        all
+    }
+
+    /// The remote keys of a device.
+    pub(crate) fn keys(&self, guid: u64) -> *const KeyMap {
+        self.keys.get(&guid).copied().unwrap_or(null())
     }
 
     /// Makes this the directory that everybody reads.
-    pub(crate) fn install(mut self) {
-        for taken in [&mut self.taken_numbers, &mut self.taken_keys] {
-            taken.sort_unstable();
-            taken.dedup();
-        }
+    pub(crate) fn install(self) {
         DIRECTORY.store(Box::into_raw(Box::new(self)), Ordering::Release);
     }
 
@@ -80,14 +96,10 @@ impl Directory {
         self.lids.get(&av.dlid).map(|p| p.0)
     }
 
+    /// A queue pair that was made after the restart has the same number on both sides.
     pub(crate) fn find(&self, av: &ibv_ah_attr, number: u32) -> Peer {
-        let port = self.destination(av);
-        if let Some(peer) = port.and_then(|p| self.qps.get(&(p.0, number))) {
-            return *peer;
-        }
-        // Made after the restart: the same number on both sides.
-        let keys = port.and_then(|p| self.by_device.get(&p.0)).copied().unwrap_or(core::ptr::null());
-        Peer { number, keys }
+        let Some((guid, _)) = self.destination(av) else { return Peer { number, keys: null() } };
+        Peer { number: self.qps.get(&(guid, number)).copied().unwrap_or(number), keys: self.keys(guid) }
     }
 
     /// From the program's names to the driver's.
@@ -122,8 +134,8 @@ pub(crate) unsafe fn outward(ctx: *mut Context, av: &mut ibv_ah_attr) {
 pub(crate) unsafe fn inward(ctx: *mut Context, av: &mut ibv_ah_attr) {
     let Some(d) = directory() else { return };
     if av.is_global != 0 {
-        if let Some(seen) = d.back.get(&av.grh.dgid.raw) {
-            av.grh.dgid.raw = *seen;
+        if let Some(seen) = d.gids_back.get(&av.grh.dgid.raw) {
+            av.grh.dgid.raw = seen.1;
         }
         let device = &*(*ctx).device;
         if let (Some(seen), Some(now)) = (&device.seen, &device.now)
@@ -138,7 +150,7 @@ pub(crate) unsafe fn inward(ctx: *mut Context, av: &mut ibv_ah_attr) {
 
 /// The peer QP behind a program's names; itself before a restart.
 pub(crate) fn find(av: &ibv_ah_attr, number: u32) -> Peer {
-    directory().map_or(Peer { number, keys: core::ptr::null() }, |d| d.find(av, number))
+    directory().map_or(Peer { number, keys: null() }, |d| d.find(av, number))
 }
 
 /// Destination of a datagram.
@@ -146,44 +158,85 @@ pub(crate) fn datagram_qpn(qp: &Qp, ah: &Ah, number: u32) -> u32 {
     if qp.translated { find(&ah.attr, number).number } else { number }
 }
 
-/// Source of a datagram, as the program knows it.
-pub(crate) fn source_qpn(number: u32) -> u32 {
-    directory().and_then(|d| d.numbers_back.get(&number)).copied().unwrap_or(number)
-}
-
 /// True after a restart, also in a process that had no device open then.
-pub(crate) fn translate() -> bool {
+pub(crate) fn known() -> bool {
     directory().is_some()
 }
 
-/// A new QP must not have this number.
-pub(crate) fn is_number_taken(number: u32) -> bool {
-    directory().is_some_and(|d| d.taken_numbers.binary_search(&number).is_ok())
+/// True if a new queue pair of this device must not have this number: some program calls another one by it.
+pub(crate) fn reserved(device: &Device, number: u32) -> bool {
+    let Some(d) = directory() else { return false };
+    match &device.seen {
+        Some(seen) => d.qps.contains_key(&(seen.node_guid, number)),
+        // Opened for the first time: it may be that of any of them.
+        None => d.qps.keys().any(|id| id.1 == number),
+    }
 }
 
-/// A new region must not have this key.
-pub(crate) fn is_key_taken(key: u32) -> bool {
-    directory().is_some_and(|d| d.taken_keys.binary_search(&key).is_ok())
+/// The same of a region's remote key.
+pub(crate) fn reserved_key(device: &Device, key: u32) -> bool {
+    let Some(d) = directory() else { return false };
+    // SAFETY: leaked.
+    let has = |map: &*const KeyMap| unsafe { map.as_ref() }.is_some_and(|map| map.reserves(key));
+    match &device.seen {
+        Some(seen) => has(&d.keys(seen.node_guid)),
+        None => d.keys.values().any(has),
+    }
 }
 
-/// From the driver's addresses to the program's in a global routing header (RoCE v2 puts an IP header there: IPv4 in the last
-/// 20 bytes, IBTA annex A17.4.5.1); nothing before a restart. `moved`: the program knows the receiving device by old addresses.
-pub(crate) fn header(grh: &mut [u8; 40], moved: bool) {
+/// A region of ours is gone.
+pub(crate) fn kill_key(device: &Device, key: u32) {
+    let map = directory().zip(device.seen.as_ref()).map(|(d, seen)| d.keys(seen.node_guid));
+    // SAFETY: null, or leaked.
+    if let Some(map) = map.and_then(|map| unsafe { map.as_ref() }) {
+        map.kill(key);
+    }
+}
+
+/// A datagram's source, from the driver's names to the program's, in its completion and in the global routing header before it, if
+/// there is one; nothing before a restart. `moved`: the program knows the device that received it by other addresses, too.
+pub(crate) fn source(w: &mut ibv_wc, grh: Option<&mut [u8; 40]>, moved: bool) {
     let Some(d) = directory() else { return };
-    let (six, four) = (grh[0] >> 4 == 6, grh[20] >> 4 == 4);
-    let fields = if six { [8, 24] } else { [32, 36] };
-    if !six && !four {
-        return;
+    let local = d.lids_back.get(&w.slid).map(|&(port, seen)| {
+        w.slid = seen;
+        port.0
+    });
+    let guid = grh.and_then(|grh| swap(grh, &d.gids_back, moved)).or(local);
+    if let Some(number) = guid.and_then(|guid| d.qps_back.get(&(guid, w.src_qp))) {
+        w.src_qp = *number;
     }
-    for &at in &fields[..if moved { 2 } else { 1 }] {
-        let mut gid = [0; 16];
-        let from = if six { 0 } else { 12 };
-        if !six {
+}
+
+/// The other way, for the driver to make an address of.
+pub(crate) fn source_outward(w: &mut ibv_wc, grh: &mut [u8; 40], moved: bool) {
+    let Some(d) = directory() else { return };
+    if let Some((_, now)) = d.lids.get(&w.slid) {
+        w.slid = *now;
+    }
+    swap(grh, &d.gids, moved);
+}
+
+/// Replaces the addresses in a global routing header, the destination's only with `both`; the GUID of the node where it comes from.
+/// RoCE v2 puts an IP header there, IPv4 in the last 20 bytes (IBTA annex A17.4.5.1), and what is before that is anything: which it is,
+/// the addresses say.
+fn swap(grh: &mut [u8; 40], names: &BTreeMap<Gid, (PortId, Gid)>, both: bool) -> Option<u64> {
+    // The source, then the destination.
+    for (fields, from) in [([8, 24], 0), ([32, 36], 12)] {
+        let known = fields.map(|at| {
+            let mut gid = [0; 16];
             gid[10..12].fill(0xff);
+            gid[from..].copy_from_slice(&grh[at..at + 16 - from]);
+            names.get(&gid)
+        });
+        if known == [None, None] {
+            continue;
         }
-        gid[from..].copy_from_slice(&grh[at..at + 16 - from]);
-        if let Some(seen) = d.back.get(&gid) {
-            grh[at..at + 16 - from].copy_from_slice(&seen[from..]);
+        for (at, name) in fields.into_iter().zip(known).take(if both { 2 } else { 1 }) {
+            if let Some((_, name)) = name {
+                grh[at..at + 16 - from].copy_from_slice(&name[from..]);
+            }
         }
+        return known[0].map(|(port, _)| port.0);
     }
+    None
 }

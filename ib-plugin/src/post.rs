@@ -10,7 +10,7 @@ use crate::cq::Cq;
 use crate::qp::{Keep, MARKER, Qp, Soaked};
 use crate::srq::Srq;
 use crate::wr::{WR_ATOMIC_WRITE, post_atomic_write};
-use crate::{ah::Ah, context::Context, mr, peers, sync::{Held, Inside}};
+use crate::{ah::Ah, context::Context, keys::KeyMap, mr, peers, sync::{Held, Inside}};
 use alloc::vec::Vec;
 use core::ffi::{c_int, c_uint};
 use core::mem::MaybeUninit;
@@ -98,8 +98,8 @@ impl Translated {
 
     /// Of the program's list, which serves itself as long as there has been no restart. Valid as long as `self`.
     #[inline(always)]
-    pub(crate) unsafe fn make(&mut self, list: *mut ibv_sge, n: c_int) -> *mut ibv_sge {
-        let Some(keys) = mr::map(&mr::LKEYS) else { return list };
+    pub(crate) unsafe fn make(&mut self, keys: *const KeyMap, list: *mut ibv_sge, n: c_int) -> *mut ibv_sge {
+        let Some(keys) = keys.as_ref() else { return list };
         let n = n as usize;
         let to = if n <= 16 {
             self.few.as_mut_ptr().cast::<ibv_sge>()
@@ -124,7 +124,7 @@ unsafe fn send_copied(qp: &mut Qp, mut wr: *mut ibv_send_wr, bad: *mut *mut ibv_
         own.next = null_mut();
         let mut list = Translated::new();
         if own.send_flags & INLINE == 0 {
-            own.sg_list = list.make(own.sg_list, own.num_sge);
+            own.sg_list = list.make(qp.lkeys, own.sg_list, own.num_sge);
         }
         match (qp.kind, own.opcode) {
             (ibv_qp_type::IBV_QPT_UD, _) => {
@@ -229,7 +229,7 @@ unsafe fn recv_slow(qp: &mut Qp, mut wr: *mut ibv_recv_wr, bad: *mut *mut ibv_re
 /// Posts one receive to the driver, with its keys.
 pub(crate) unsafe fn recv_one(qp: &Qp, id: u64, list: *const ibv_sge, n: c_int) -> c_int {
     let mut own = Translated::new();
-    let sg_list = own.make(list.cast_mut(), n);
+    let sg_list = own.make(qp.lkeys, list.cast_mut(), n);
     let mut wr = ibv_recv_wr { wr_id: id, next: null_mut(), sg_list, num_sge: n };
     let mut bad = null_mut();
     (qp.post_recv)(qp.real, &mut wr, &mut bad)
@@ -287,13 +287,13 @@ unsafe fn shared(srq: *mut Srq, w: &mut ibv_wc) {
     }
 }
 
-/// The addresses in the 40 bytes that come before a datagram: UCX drops what is not for the GID that it knows.
-unsafe fn header(qp: &Qp, list: &[ibv_sge]) {
-    let moved = (*(*qp.context()).device).now.is_some();
-    if let Some(first) = list.first().filter(|s| s.length >= 40) {
-        // SAFETY: the program's receive buffer, which the device has just written and nobody has been told of.
-        peers::header(&mut *(first.addr as *mut [u8; 40]), moved);
-    }
+/// Where a datagram comes from, by the program's names: UCX drops what is not for the GID that it knows. `list`: where it went; what is
+/// in its first 40 bytes the completion says.
+unsafe fn datagram(qp: &Qp, w: &mut ibv_wc, list: &[ibv_sge]) {
+    const GRH: c_uint = 1;
+    let first = list.first().filter(|s| s.length >= 40 && w.wc_flags & GRH != 0);
+    // SAFETY: the program's receive buffer, which the device has just written and nobody has been told of.
+    peers::source(w, first.map(|first| &mut *(first.addr as *mut [u8; 40])), (*(*qp.context()).device).now.is_some());
 }
 
 /// Errors, translated QPs, and QPs with work of our own.
@@ -322,15 +322,13 @@ unsafe fn account_slow(cq: &mut Cq, qp: &mut Qp, w: &mut ibv_wc) -> bool {
         return true;
     }
     qp.received += u64::from(ok);
-    if qp.translated && ok && qp.kind == ibv_qp_type::IBV_QPT_UD {
-        w.src_qp = peers::source_qpn(w.src_qp);
-    }
+    let translate = qp.translated && ok && qp.kind == ibv_qp_type::IBV_QPT_UD;
     if srq.is_null() {
         let slot = qp.rq.slot(qp.rq.head);
         qp.rq.head += 1;
         if !qp.rq.slots.is_own(slot) {
-            if qp.translated && ok && qp.kind == ibv_qp_type::IBV_QPT_UD {
-                header(qp, &qp.rq.slots.list(slot));
+            if translate {
+                datagram(qp, w, &qp.rq.slots.list(slot));
             }
             return true;
         }
@@ -347,8 +345,8 @@ unsafe fn account_slow(cq: &mut Cq, qp: &mut Qp, w: &mut ibv_wc) -> bool {
     let mut pool = (*srq).pool.lock();
     let Some(slot) = pool.slot_of(w.wr_id) else { return true };
     let (own, id) = (pool.slots.is_own(slot), pool.slots.id(slot));
-    if !own && qp.translated && ok && qp.kind == ibv_qp_type::IBV_QPT_UD {
-        header(qp, &pool.slots.list(slot));
+    if translate && !own {
+        datagram(qp, w, &pool.slots.list(slot));
     }
     pool.give(slot);
     drop(pool);

@@ -165,8 +165,6 @@ pub(crate) struct Qp {
     pub(crate) markers: u32,
     /// Buffer into which a marker that is an atomic is answered (see [`Keep`]).
     pub(crate) marker_buffer: Option<u64>,
-    /// It is connected, and at the last quiesce its peer was not (or not to it): the peer may still be, after a restart.
-    pub(crate) half_open: bool,
     /// What the program set, merged; as the program calls things.
     pub(crate) attr: ibv_qp_attr,
     pub(crate) attr_mask: c_int,
@@ -176,8 +174,10 @@ pub(crate) struct Qp {
     pub(crate) spare: bool,
     /// `enum ibv_qp_create_send_ops_flags` that the driver's QP must have, too; else 0.
     pub(crate) ops: u64,
-    /// Keys of the peer's regions; null: as the program calls them.
+    /// Keys of regions at the peer's device; null: as the program calls them.
     pub(crate) keys: *const KeyMap,
+    /// Local keys, as the device has them.
+    pub(crate) lkeys: *const KeyMap,
     pub(crate) unacked: Unacked,
     pub(crate) builder: wr::Builder,
 }
@@ -255,8 +255,8 @@ impl Qp {
             if real.is_null() {
                 break real;
             }
-            // A new QP has the same number on both sides, unless that number already names another to the program.
-            if self.place == usize::MAX && peers::is_number_taken((*real).qp_num) {
+            // A new QP has the same number on both sides, unless that number already names another to some program.
+            if self.place == usize::MAX && peers::reserved(device, (*real).qp_num) {
                 rejected.push(real);
                 continue;
             }
@@ -273,7 +273,7 @@ impl Qp {
         }
         let ops = &(*(*real).context).ops;
         (self.post_send, self.post_recv) = (ops.post_send.unwrap_or(no_send), ops.post_recv.unwrap_or(no_recv));
-        self.real = real;
+        (self.real, self.lkeys) = (real, device.lkeys);
         *table.add(((*real).qp_num & 0xff_ffff) as usize) = self;
         if self.spare {
             init.cap.max_send_wr = (init.cap.max_send_wr - 1).max(cap.max_send_wr);
@@ -330,13 +330,13 @@ unsafe fn make(pd: *mut ibv_pd, init: *mut ibv_qp_init_attr, ops: u64) -> *mut Q
         soaked: VecDeque::new(),
         markers: 0,
         marker_buffer: None,
-        half_open: false,
         attr: zeroed(),
         attr_mask: 0,
         cap: zeroed(),
         spare: false,
         ops,
         keys: core::ptr::null(),
+        lkeys: core::ptr::null(),
         unacked: Unacked::new(),
         builder: wr::Builder::default(),
     }));

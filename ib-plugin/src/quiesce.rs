@@ -234,7 +234,7 @@ unsafe fn evaluate(contexts: &[*mut Context], progress: &mut Progress) -> Result
             peers.push((qp, (port.0, qp.attr.dest_qp_num)));
         }
     });
-    let keys: Vec<[u8; 13]> = peers.iter().map(|p| exchange::qp_key(b'q', p.1)).collect();
+    let keys: Vec<[u8; 13]> = peers.iter().map(|p| exchange::qp_key(p.1)).collect();
     let values = exchange::ask(&keys).ok_or("the peers' counts cannot be queried")?;
     let told: BTreeMap<*mut Qp, Peer> = peers
         .iter()
@@ -250,7 +250,6 @@ unsafe fn evaluate(contexts: &[*mut Context], progress: &mut Progress) -> Result
         if let Peer::Known(counts) = peer {
             progress.told.insert((guid(ctx), qp.number()), counts);
         }
-        qp.half_open = matches!(peer, Peer::Gone);
         match settle::one(qp, peer, &mut shared, &mut progress.flushing) {
             Ok(q) => all = all.max(q),
             Err(e) => error = Some(e),

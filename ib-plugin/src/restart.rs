@@ -12,24 +12,22 @@
 use crate::channel::Channel;
 use crate::context::Context;
 use crate::cq::Cq;
-use crate::exchange::{self, Card, SCOPE};
+use crate::device::Device;
+use crate::exchange::{Card, Names};
 use crate::ident::Ident;
-use crate::keys::{DEAD, KeyMap};
-use crate::mr::{self, LKEYS, RKEYS};
+use crate::keys::KeyMap;
 use crate::pd::Pd;
-use crate::peers::QpId;
 use crate::place::place;
 use crate::qp::{Qp, kind, mask, state};
 use crate::quiesce::{contexts, port_maps};
 use crate::reconnect::connect;
-use crate::wire::Writer;
 use crate::{cm, driver, fds};
-use alloc::{boxed::Box, collections::BTreeMap, format, string::String, vec::Vec};
+use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
 use core::mem::zeroed;
 use core::ptr::null_mut;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::Ordering;
 use rdma_sys::*;
-use slackwater_plugin::{Info, Verdict, protect_fd, publish};
+use slackwater_plugin::{Info, Verdict, protect_fd};
 
 pub(crate) type Outcome<T> = Result<T, String>;
 
@@ -40,7 +38,7 @@ pub(crate) unsafe fn round(info: &mut Info) -> Verdict {
     let contexts = contexts();
     let outcome = match info.round {
         0 => rebuild(info, &contexts).map(|()| if contexts.is_empty() { Verdict::Done } else { Verdict::Again }),
-        // Also where no device is open: one may be opened soon, to talk to those who keep their old names.
+        // Also where no device is open yet: it will be, to talk to those who keep their names.
         1 => connect(info, &contexts).map(|()| Verdict::Done),
         _ => Ok(Verdict::Done),
     };
@@ -78,7 +76,7 @@ unsafe fn rebuild(info: &Info, contexts: &[*mut Context]) -> Outcome<()> {
     }
     fds::hold(&visible);
     place(contexts)?;
-    let mut keys = Keys::default();
+    let mut keys: BTreeMap<*mut Device, Keys> = BTreeMap::new();
     for &ctx in contexts {
         let c = &mut *ctx;
         let device = c.device;
@@ -98,30 +96,23 @@ unsafe fn rebuild(info: &Info, contexts: &[*mut Context]) -> Outcome<()> {
             card.ports.extend(port_maps(seen, &now));
         }
         (*device).now = Some(now);
-        objects(d, c, &mut keys)?;
+        objects(d, c, keys.entry(device).or_default())?;
     }
-    for (map, mut pairs) in [(&LKEYS, keys.local), (&RKEYS, keys.remote)] {
-        // A number that meant a region which is gone stays out of use.
-        if let Some(old) = mr::map(map) {
-            let live: BTreeMap<u32, u32> = pairs.iter().copied().collect();
-            pairs.extend(old.pairs().map(|p| p.0).filter(|k| !live.contains_key(k)).map(|k| (k, DEAD)));
+    for (device, mut keys) in keys {
+        let device = &mut *device;
+        KeyMap::renew(device.lkeys.as_ref(), &mut keys.local);
+        device.lkeys = KeyMap::leak(keys.local.into_iter());
+        KeyMap::renew(device.told.as_ref(), &mut keys.remote);
+        device.told = KeyMap::leak(keys.remote.iter().copied());
+        if let Some(seen) = &device.seen {
+            card.names.push(Names { guid: seen.node_guid, qps: Vec::new(), keys: keys.remote });
         }
-        install(map, &pairs);
     }
-    queues(contexts, info.member, &mut card)?;
-    let mut w = Writer::default();
-    for (from, to) in mr::map(&RKEYS).into_iter().flat_map(KeyMap::pairs) {
-        w.u32(from);
-        w.u32(to);
-    }
-    if !(card.publish() && publish(SCOPE, &exchange::table_key(info.member), &w.0)) {
+    queues(contexts, &mut card)?;
+    if !card.publish() {
         return Err("the coordinator takes no published values".into());
     }
     Ok(())
-}
-
-fn install(at: &AtomicPtr<KeyMap>, pairs: &[(u32, u32)]) {
-    at.store(Box::into_raw(Box::new(KeyMap::new(pairs.iter().copied()))), Ordering::Release);
 }
 
 #[derive(Default)]
@@ -244,9 +235,8 @@ unsafe fn objects(d: &driver::Driver, c: &mut Context, keys: &mut Keys) -> Outco
     Ok(())
 }
 
-/// Queue pairs up to INIT, and their records.
-unsafe fn queues(contexts: &[*mut Context], member: u64, card: &mut Card) -> Outcome<()> {
-    let mut names = Writer::default();
+/// Queue pairs up to INIT, and what they are called now.
+unsafe fn queues(contexts: &[*mut Context], card: &mut Card) -> Outcome<()> {
     for &ctx in contexts {
         let Some(guid) = (*(*ctx).device).seen.as_ref().map(|s| s.node_guid) else { continue };
         let qps = (*ctx).objects.lock().qps.0.clone();
@@ -266,21 +256,11 @@ unsafe fn queues(contexts: &[*mut Context], member: u64, card: &mut Card) -> Out
                 let extra = if q.kind == kind::IBV_QPT_UD { mask::QKEY } else { mask::ACCESS_FLAGS };
                 modify(q, state::IBV_QPS_INIT, mask::PKEY_INDEX | mask::PORT | extra, |_| {})?;
             }
-            let id: QpId = (guid, q.number());
-            let now = (*q.real).qp_num;
-            let mut w = Writer::default();
-            w.u64(member);
-            w.u32(now);
-            publish(SCOPE, &exchange::qp_key(b'c', id), &w.0);
-            // Whoever may connect to it yet must know it; its own peer's question finds those that are connected already.
-            let awaited = q.half_open || matches!(q.state(), state::IBV_QPS_RESET | state::IBV_QPS_INIT);
-            if awaited || q.kind == kind::IBV_QPT_UD {
-                card.open.push((id, now));
+            if let Some(names) = card.names.iter_mut().find(|n| n.guid == guid) {
+                names.qps.push((q.number(), (*q.real).qp_num));
             }
-            names.u32(q.number());
         }
     }
-    publish(SCOPE, &exchange::names_key(member), &names.0);
     Ok(())
 }
 

@@ -153,7 +153,7 @@ pub(crate) unsafe extern "C" fn post_srq_recv(
             return libc::ENOMEM;
         };
         pool.slots.put(slot, wr);
-        let ret = repost(f, s.real, slot, (*wr).sg_list, (*wr).num_sge);
+        let ret = repost(f, s, slot, (*wr).sg_list, (*wr).num_sge);
         if ret != 0 {
             pool.give(slot);
             *bad = wr;
@@ -167,10 +167,10 @@ pub(crate) unsafe extern "C" fn post_srq_recv(
 type PostFn = unsafe extern "C" fn(*mut ibv_srq, *mut ibv_recv_wr, *mut *mut ibv_recv_wr) -> c_int;
 
 /// Posts one receive to the driver under the slot's number.
-pub(crate) unsafe fn repost(f: PostFn, real: *mut ibv_srq, slot: usize, list: *mut ibv_sge, n: c_int) -> c_int {
+pub(crate) unsafe fn repost(f: PostFn, srq: &Srq, slot: usize, list: *mut ibv_sge, n: c_int) -> c_int {
     let mut own = post::Translated::new();
-    let list = own.make(list, n);
+    let list = own.make((*(*Context::of(srq.ibv.context)).device).lkeys, list, n);
     let mut wr = ibv_recv_wr { wr_id: SRQ_TAG | slot as u64, next: null_mut(), sg_list: list, num_sge: n };
     let mut bad = null_mut();
-    f(real, &mut wr, &mut bad)
+    f(srq.real, &mut wr, &mut bad)
 }

@@ -68,6 +68,7 @@ static void flush(struct qp *q) {
 static int broken(struct qp *q, struct ibv_send_wr *w, int status) {
   struct ibv_wc c = {.wr_id = w->wr_id, .status = status, .qp_num = q->v.qp_num}; complete((struct cq *)q->v.send_cq, &c, 1); flush(q); return 1;
 }
+static uint16_t lid_of(struct ibv_context *c, int port) { return k_lid ? k_lid + port + 16 * ((struct context *)c)->opened : 0; }
 /* Does a request; 0: it must wait for a receive. */
 static int perform(struct qp *q, struct ibv_send_wr *w) {
   static const int done_as[] = {IBV_WC_RDMA_WRITE, IBV_WC_RDMA_WRITE, IBV_WC_SEND, IBV_WC_SEND, IBV_WC_RDMA_READ, IBV_WC_COMP_SWAP, IBV_WC_FETCH_ADD, IBV_WC_LOCAL_INV, 0, IBV_WC_SEND};
@@ -99,10 +100,14 @@ static int perform(struct qp *q, struct ibv_send_wr *w) {
   }
   if (r) {
     struct ibv_wc c = {.wr_id = r->id, .opcode = op == IBV_WR_RDMA_WRITE_WITH_IMM ? IBV_WC_RECV_RDMA_WITH_IMM : IBV_WC_RECV, .byte_len = len + (ud ? 40 : 0), .qp_num = p->v.qp_num, .src_qp = q->v.qp_num,
-      .wc_flags = (op == IBV_WR_SEND || op == IBV_WR_RDMA_WRITE ? 0 : op == IBV_WR_SEND_WITH_INV ? IBV_WC_WITH_INV : IBV_WC_WITH_IMM) | (ud ? IBV_WC_GRH : 0), .imm_data = w->imm_data};
+      .wc_flags = (op == IBV_WR_SEND || op == IBV_WR_RDMA_WRITE ? 0 : op == IBV_WR_SEND_WITH_INV ? IBV_WC_WITH_INV : IBV_WC_WITH_IMM) | (ud && !k_lid ? IBV_WC_GRH : 0), .imm_data = w->imm_data, .slid = lid_of(q->v.context, 1)};
     if (op != IBV_WR_RDMA_WRITE_WITH_IMM) {
       uint64_t skip = ud ? 40 : 0, room = 0; for (int i = 0; i < r->n; i++) room += r->g[i].length;
       if (len + skip > room) { c.status = IBV_WC_LOC_LEN_ERR; complete((struct cq *)p->v.recv_cq, &c, 1); flush(p); return broken(q, w, IBV_WC_REM_INV_REQ_ERR); }
+      if (ud && !k_lid && r->g[0].length >= 40) {
+        unsigned char *head = at(r->g[0].lkey, r->g[0].addr, 40, IBV_ACCESS_LOCAL_WRITE); if (!head) c.status = IBV_WC_LOC_PROT_ERR;
+        else { memset(head, 0, 40); head[0] = 0x60; ibv_query_gid(q->v.context, 1, 2, (union ibv_gid *)(head + 8)); ibv_query_gid(p->v.context, 1, 2, (union ibv_gid *)(head + 24)); }
+      }
       int k = 0; uint64_t off = skip;
       for (int i = 0; i < w->num_sge; i++) for (uint64_t done = 0; done < w->sg_list[i].length;) {
         while (off >= r->g[k].length) { off -= r->g[k].length; k++; }
@@ -197,7 +202,7 @@ struct ibv_context *ibv_open_device(struct ibv_device *d) {
 int ibv_close_device(struct ibv_context *c) { close(c->cmd_fd); close(c->async_fd); free(c); return 0; }
 int ibv_query_device(struct ibv_context *c, struct ibv_device_attr *a) { memset(a, 0, sizeof *a); a->node_guid = a->sys_image_guid = ibv_get_device_guid(c->device); a->phys_port_cnt = k_ports; a->max_qp = QPS; a->max_cqe = 1 << 16; a->max_sge = 4; a->max_qp_wr = 1 << 14; return 0; }
 #undef ibv_query_port
-int ibv_query_port(struct ibv_context *c, uint8_t port, struct _compat_ibv_port_attr *p) { struct ibv_port_attr *a = (void *)p; if (port < 1 || port > k_ports) return EINVAL; memset(a, 0, 48); a->state = IBV_PORT_ACTIVE; a->lid = k_lid ? k_lid + port + 16 * ((struct context *)c)->opened : 0; a->gid_tbl_len = 4; a->pkey_tbl_len = 1; a->max_mtu = a->active_mtu = IBV_MTU_4096; return 0; }
+int ibv_query_port(struct ibv_context *c, uint8_t port, struct _compat_ibv_port_attr *p) { struct ibv_port_attr *a = (void *)p; if (port < 1 || port > k_ports) return EINVAL; memset(a, 0, 48); a->state = IBV_PORT_ACTIVE; a->lid = lid_of(c, port); a->gid_tbl_len = 4; a->pkey_tbl_len = 1; a->max_mtu = a->active_mtu = IBV_MTU_4096; return 0; }
 int ibv_query_gid(struct ibv_context *c, uint8_t port, int i, union ibv_gid *g) { if (i < 0 || i > 3) { errno = EINVAL; return -1; } memset(g, 0, 16); if (i == 2) { g->raw[0] = 0xfd; g->raw[13] = ((struct context *)c)->opened; g->raw[14] = port; g->raw[15] = 1 + ((struct context *)c)->d->number; } return 0; }
 int ibv_query_pkey(struct ibv_context *c, uint8_t p, int i, __be16 *k) { (void)c, (void)p, (void)i; *k = 0xffff; return 0; }
 struct ibv_pd *ibv_alloc_pd(struct ibv_context *c) { struct ibv_pd *p = calloc(1, sizeof *p); p->context = c; return p; }
