@@ -1,5 +1,5 @@
 //! Restart where the RDMA device has another name, or is one of several, or where there is none.
-use crate::{Pair, at_work, script};
+use crate::{Pair, SECONDS, at_work, script};
 use anyhow::{Context as _, Result, ensure};
 use slackwater_harness::{Computation, Mode};
 use slackwater_mpi_tests::guest::packets_sent;
@@ -23,8 +23,8 @@ fn run(words: &str) -> Result<()> {
 fn orphan(pair: &Pair) -> Result<Computation> {
     let before = packets_sent()?;
     let mut computation = Computation::new(Mode::Pipe)?;
-    computation.launch(&["/bin/bash".into(), "-c".into(), script(pair)])?;
-    at_work(before)?;
+    computation.launch(&["/bin/bash".into(), "-c".into(), script(pair, SECONDS)])?;
+    at_work(&computation, before)?;
     computation.checkpoint(&[])?;
     computation.sigkill_all()?;
     run("rdma link delete rxe0")?;

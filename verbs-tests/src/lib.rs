@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 pub struct Pair {
     /// Name of the trial.
     pub name: &'static str,
-    /// The command line.
+    /// The command line; `SECONDS` in it is for how long it is to be at work.
     pub command: &'static str,
     /// The TCP port at which the server waits for its client.
     pub port: u16,
@@ -43,12 +43,17 @@ pub enum Scenario {
     Move,
 }
 
+/// For how long a pair is at work that would go on for ever: between its two checkpoints and restarts it must not come to its end, on a
+/// busy machine either.
+const SECONDS: u32 = 5;
+
 /// Packets by which a pair is known to be at work: connection set-up sends none.
 const AT_WORK: u64 = 50;
 
 /// Server first; the client when the server listens.
-fn script(pair: &Pair) -> String {
+fn script(pair: &Pair, seconds: u32) -> String {
     let Pair { command, port, .. } = pair;
+    let command = command.replace("SECONDS", &seconds.to_string());
     format!(
         "{command} & server=$!
          until ss -Hltn 'sport = :{port}' | grep -q .; do kill -0 $server || exit 9; done
@@ -68,12 +73,13 @@ pub fn play(pair: &Pair, scenario: Scenario) -> Result<()> {
     let mut computation =
         if scenario == Scenario::Native { Computation::native(Mode::Pipe)? } else { Computation::new(Mode::Pipe)? };
     let before = packets_sent()?;
-    launch(&mut computation, pair)?;
+    launch(&mut computation, pair, SECONDS)?;
     for n in 1..=2 {
         if scenario == Scenario::Native {
             break;
         }
-        at_work(if n == 1 { before } else { packets_sent()? }).with_context(|| format!("before checkpoint {n}"))?;
+        at_work(&computation, if n == 1 { before } else { packets_sent()? })
+            .with_context(|| format!("before checkpoint {n}"))?;
         computation.checkpoint(&[]).with_context(|| format!("checkpoint {n}"))?;
         if scenario == Scenario::Restart {
             computation.sigkill_all()?;
@@ -83,13 +89,13 @@ pub fn play(pair: &Pair, scenario: Scenario) -> Result<()> {
     verdict(&mut computation, pair)
 }
 
-fn launch(computation: &mut Computation, pair: &Pair) -> Result<()> {
+fn launch(computation: &mut Computation, pair: &Pair, seconds: u32) -> Result<()> {
     for (name, value) in
         [("UCX_NET_DEVICES", "rxe0:1"), ("UCX_IB_GID_INDEX", "2"), ("UCX_TLS", "rc_verbs,ud_verbs,self")]
     {
         computation.env(name, value);
     }
-    computation.launch(&["/bin/bash".into(), "-c".into(), script(pair)])
+    computation.launch(&["/bin/bash".into(), "-c".into(), script(pair, seconds)])
 }
 
 /// From outside: the trial `name`, of [`Scenario::Move`].
@@ -106,13 +112,13 @@ fn moves(pair: &Pair) -> Result<()> {
     let mut computation = Computation::lasting(&act.folder, Mode::Pipe)?;
     let before = packets_sent()?;
     if act.number == 1 {
-        launch(&mut computation, pair)?;
+        launch(&mut computation, pair, 4 * SECONDS)?;
     } else {
         computation.restart(None)?;
     }
     let cut = |computation: &mut Computation, before: u64, n: u32| {
         let what = || format!("checkpoint {n} on machine {}", act.number);
-        at_work(before).with_context(what)?;
+        at_work(computation, before).with_context(what)?;
         computation.checkpoint(&[]).with_context(what)
     };
     cut(&mut computation, before, 1)?;
@@ -137,11 +143,11 @@ fn verdict(computation: &mut Computation, pair: &Pair) -> Result<()> {
 }
 
 /// Waits until the device has sent [`AT_WORK`] packets more than `before`.
-fn at_work(before: u64) -> Result<()> {
+fn at_work(computation: &Computation, before: u64) -> Result<()> {
     let until = Instant::now() + patience();
     while packets_sent()? < before + AT_WORK {
         if Instant::now() > until {
-            bail!("the device sends nothing");
+            bail!("{}", computation.explain("the device sends nothing"));
         }
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -252,11 +258,24 @@ pub fn half_open(cycles: u32) -> Result<()> {
 /// # Errors
 /// What went wrong.
 pub fn strangers() -> Result<()> {
+    beats_there("strangers")
+}
+
+/// What is left open from one checkpoint to the next: unacknowledged events, an armed limit, flushes, completions, handles.
+///
+/// # Errors
+/// What went wrong.
+pub fn corners() -> Result<()> {
+    beats_there("corners")
+}
+
+/// One act of a program of ours that prints "beat" as it comes on, and is killed and restarted here and on the next machine.
+fn beats_there(name: &str) -> Result<()> {
     let act = Act::here()?;
     let mut computation = Computation::lasting(&act.folder, Mode::Pipe)?;
     if act.number == 1 {
-        let program = act.folder.join("strangers");
-        compile("programs/strangers.c", &program, &["-libverbs"])?;
+        let program = act.folder.join(name);
+        compile(&format!("programs/{name}.c"), &program, &["-libverbs"])?;
         computation.launch(&[program.to_string_lossy().into_owned()])?;
     } else {
         computation.restart(None)?;
@@ -301,7 +320,7 @@ pub fn refused() -> Result<()> {
     let before = packets_sent()?;
     let mut computation = Computation::new(Mode::Pipe)?;
     computation.launch(&["/bin/bash".into(), "-c".into(), script])?;
-    at_work(before)?;
+    at_work(&computation, before)?;
     let (status, _, errors) = computation.run("checkpoint", &[])?;
     ensure!(!status.success() && errors.contains("rdma_cm ids"), "the checkpoint ended with {status}: {errors}");
     let line = computation.wait_line("RESULT")?;

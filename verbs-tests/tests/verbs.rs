@@ -9,7 +9,7 @@ use slackwater_harness::in_guest;
 use slackwater_mpi_tests::guest;
 use slackwater_verbs_tests::verifier::{self, CASES};
 use slackwater_verbs_tests::{
-    Pair, Scenario, answers, atomic_write, bindings, closes, devices, half_open, hammer, loads, play, refused,
+    Pair, Scenario, answers, atomic_write, bindings, closes, corners, devices, half_open, hammer, loads, play, refused,
     strangers, travel,
 };
 use std::process::ExitCode;
@@ -29,15 +29,15 @@ const MAIN: &[Pair] = &[
     pair("uc_pingpong-events", "ibv_uc_pingpong -g 2 -n 6000 -e"),
     pair("ud_pingpong-events", "ibv_ud_pingpong -g 2 -n 6000 -e"),
     pair("srq_pingpong-events", "ibv_srq_pingpong -g 2 -n 8000 -e"),
-    pair("send_bw", "ib_send_bw -x 2 -F -D 3"),
-    pair("write_bw-3-qps-both-ways", "ib_write_bw -x 2 -F -D 3 -q 3 -b"),
-    pair("read_bw", "ib_read_bw -x 2 -F -D 3"),
-    pair("atomic_bw", "ib_atomic_bw -x 2 -F -D 3"),
-    pair("send_lat-srq", "ib_send_lat -x 2 -F -D 3 --use-srq"),
-    pair("write_lat", "ib_write_lat -x 2 -F -D 3"),
-    pair("read_lat", "ib_read_lat -x 2 -F -D 3"),
-    pair("atomic_lat", "ib_atomic_lat -x 2 -F -D 3"),
-    pair("send_bw-ud", "ib_send_bw -x 2 -F -D 3 -c UD"),
+    pair("send_bw", "ib_send_bw -x 2 -F -D SECONDS"),
+    pair("write_bw-3-qps-both-ways", "ib_write_bw -x 2 -F -D SECONDS -q 3 -b"),
+    pair("read_bw", "ib_read_bw -x 2 -F -D SECONDS"),
+    pair("atomic_bw", "ib_atomic_bw -x 2 -F -D SECONDS"),
+    pair("send_lat-srq", "ib_send_lat -x 2 -F -D SECONDS --use-srq"),
+    pair("write_lat", "ib_write_lat -x 2 -F -D SECONDS"),
+    pair("read_lat", "ib_read_lat -x 2 -F -D SECONDS"),
+    pair("atomic_lat", "ib_atomic_lat -x 2 -F -D SECONDS"),
+    pair("send_bw-ud", "ib_send_bw -x 2 -F -D SECONDS -c UD"),
     ucx("ucx-rc-tag", "ucx_perftest -t tag_bw -s 8192 -n 30000 -f"),
     ucx("ucx-rc-am", "ucx_perftest -d rxe0:1 -x rc_verbs -t am_bw -n 60000 -f"),
     ucx("ucx-ud-am", "ucx_perftest -d rxe0:1 -x ud_verbs -t am_bw -n 60000 -f"),
@@ -45,16 +45,16 @@ const MAIN: &[Pair] = &[
 
 /// In full runs as well.
 const MORE: &[Pair] = &[
-    pair("uc_pingpong", "ibv_uc_pingpong -g 2 -n 600"),
-    pair("ud_pingpong", "ibv_ud_pingpong -g 2 -n 600"),
-    pair("srq_pingpong", "ibv_srq_pingpong -g 2 -n 2000"),
-    pair("send_bw-uc", "ib_send_bw -x 2 -F -D 3 -c UC"),
-    pair("write_bw-uc", "ib_write_bw -x 2 -F -D 3 -c UC"),
-    pair("send_bw-srq-4-qps", "ib_send_bw -x 2 -F -D 3 --use-srq -q 4"),
+    pair("uc_pingpong", "ibv_uc_pingpong -g 2 -n 6000"),
+    pair("ud_pingpong", "ibv_ud_pingpong -g 2 -n 6000"),
+    pair("srq_pingpong", "ibv_srq_pingpong -g 2 -n 8000"),
+    pair("send_bw-uc", "ib_send_bw -x 2 -F -D SECONDS -c UC"),
+    pair("write_bw-uc", "ib_write_bw -x 2 -F -D SECONDS -c UC"),
+    pair("send_bw-srq-4-qps", "ib_send_bw -x 2 -F -D SECONDS --use-srq -q 4"),
     pair("send_bw-all-sizes", "ib_send_bw -x 2 -F -a -n 200"),
-    pair("read_bw-2-qps-both-ways", "ib_read_bw -x 2 -F -D 3 -q 2 -b"),
-    pair("atomic_bw-swap-3-qps", "ib_atomic_bw -x 2 -F -D 3 -A CMP_AND_SWAP -q 3"),
-    pair("send_lat", "ib_send_lat -x 2 -F -D 3"),
+    pair("read_bw-2-qps-both-ways", "ib_read_bw -x 2 -F -D SECONDS -q 2 -b"),
+    pair("atomic_bw-swap-3-qps", "ib_atomic_bw -x 2 -F -D SECONDS -A CMP_AND_SWAP -q 3"),
+    pair("send_lat", "ib_send_lat -x 2 -F -D SECONDS"),
     pair("send_bw-events", "ib_send_bw -x 2 -F -n 20000 -s 4096 -e"),
     // ibv_post_send(3) with lists of requests, and runs that end by counting.
     pair("send_bw-old-post-4-qps", "ib_send_bw -x 2 -F -n 20000 -s 4096 -q 4 --use_old_post_send"),
@@ -65,9 +65,9 @@ const MORE: &[Pair] = &[
     pair("write_lat-old-post", "ib_write_lat -x 2 -F -n 5000 --use_old_post_send"),
     pair("read_lat-old-post", "ib_read_lat -x 2 -F -n 5000 --use_old_post_send"),
     pair("atomic_lat-old-post", "ib_atomic_lat -x 2 -F -n 5000 --use_old_post_send"),
-    pair("send_lat-uc", "ib_send_lat -x 2 -F -D 3 -c UC"),
-    pair("send_lat-ud", "ib_send_lat -x 2 -F -D 3 -c UD"),
-    pair("write_lat-uc", "ib_write_lat -x 2 -F -D 3 -c UC"),
+    pair("send_lat-uc", "ib_send_lat -x 2 -F -D SECONDS -c UC"),
+    pair("send_lat-ud", "ib_send_lat -x 2 -F -D SECONDS -c UD"),
+    pair("write_lat-uc", "ib_write_lat -x 2 -F -D SECONDS -c UC"),
     ucx("ucx-rc-add", "ucx_perftest -d rxe0:1 -x rc_verbs -t add_mr -n 60000 -f"),
     ucx("ucx-ud-tag", "UCX_TLS=ud_verbs,self ucx_perftest -t tag_lat -s 1024 -n 30000 -f"),
     ucx("ucx-rc-put", "ucx_perftest -d rxe0:1 -x rc_verbs -t put_bw -D zcopy -s 8192 -n 60000 -f"),
@@ -131,6 +131,8 @@ fn main() -> ExitCode {
         trials.push(trial.with_ignored_flag(!(always || level == "full") || !(has_xtask || in_guest())));
     };
     add(true, "same-answers".into(), Box::new(answers), Box::new(|| guest::run("inside::same-answers")));
+    let tour = || travel("inside::corners");
+    add(true, "corners".into(), Box::new(corners), Box::new(tour));
     add(true, "half-open".into(), Box::new(|| half_open(4)), Box::new(|| guest::run("inside::half-open")));
     let tour = || travel("inside::strangers");
     add(true, "strangers".into(), Box::new(strangers), Box::new(tour));

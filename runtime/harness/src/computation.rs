@@ -554,7 +554,8 @@ impl Computation {
     }
 
     /// `what`, and all that helps to understand it.
-    fn explain(&self, what: &str) -> String {
+    #[must_use]
+    pub fn explain(&self, what: &str) -> String {
         let mut text = format!("{what}\n");
         if let Some(running) = &self.running {
             text +=
