@@ -6,7 +6,7 @@
 //!
 //! # Safety
 //! The jump keeps all argument registers; the function behind it has the C signature of its name.
-use crate::{ah, channel, cm, context, cq, device, mr, pd, qp, refuse, srq};
+use crate::{ah, attr, channel, cm, context, cq, device, mr, pd, qp, refuse, srq};
 
 /// What becomes of a symbol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +111,7 @@ wrapped {
     "ibv_get_pkey_index" "IBVERBS_1.5" => context::get_pkey_index;
     "ibv_init_ah_from_wc" "IBVERBS_1.1" => ah::init_ah_from_wc;
     "ibv_is_fork_initialized" "IBVERBS_1.13" => context::is_fork_initialized;
-    "ibv_modify_qp" "IBVERBS_1.1" => qp::modify_qp;
+    "ibv_modify_qp" "IBVERBS_1.1" => attr::modify_qp;
     "ibv_modify_srq" "IBVERBS_1.1" => srq::modify_srq;
     "ibv_open_device" "IBVERBS_1.1" => context::open_device;
     "ibv_qp_to_qp_ex" "IBVERBS_1.6" => qp::qp_to_qp_ex;
@@ -120,8 +120,8 @@ wrapped {
     "ibv_query_gid_type" "IBVERBS_PRIVATE_34" => context::query_gid_type;
     "ibv_query_pkey" "IBVERBS_1.1" => context::query_pkey;
     "ibv_query_port" "IBVERBS_1.1" => context::query_port;
-    "ibv_query_qp" "IBVERBS_1.1" => qp::query_qp;
-    "ibv_query_qp_data_in_order" "IBVERBS_1.14" => qp::query_qp_data_in_order;
+    "ibv_query_qp" "IBVERBS_1.1" => attr::query_qp;
+    "ibv_query_qp_data_in_order" "IBVERBS_1.14" => attr::query_qp_data_in_order;
     "ibv_query_srq" "IBVERBS_1.1" => srq::query_srq;
     "ibv_reg_mr" "IBVERBS_1.1" => mr::reg_mr;
     "ibv_reg_mr_iova" "IBVERBS_1.7" => mr::reg_mr_iova;

@@ -27,7 +27,7 @@ macro_rules! modules {
     )* };
 }
 modules! {
-    ah arena channel cm context cq device events exchange exports fds ident keys loaded mr pd peers place post qp quiesce reconnect
+    ah arena attr channel cm context cq device events exchange exports fds ident keep keys loaded mr pd peers place post qp quiesce reconnect
     refuse registry restart ring settle srq sync wire wr
 }
 #[allow(unsafe_code)] // as above

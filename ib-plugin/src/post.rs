@@ -7,7 +7,8 @@
 //! # Safety
 //! FFI entries: arguments are what `<infiniband/verbs.h>` says, objects are ours.
 use crate::cq::Cq;
-use crate::qp::{Keep, MARKER, Qp, Soaked};
+use crate::keep::{Keep, MARKER, Soaked};
+use crate::qp::Qp;
 use crate::srq::Srq;
 use crate::wr::{WR_ATOMIC_WRITE, post_atomic_write};
 use crate::{ah::Ah, context::Context, keys::KeyMap, mr, peers, sync::{Held, Inside}};

@@ -7,7 +7,8 @@
 //! As `quiesce.rs`: on the checkpoint thread, while the program stands still outside of all wrappers.
 use crate::cq::Cq;
 use crate::exchange::Counts;
-use crate::qp::{Keep, MARKER, Qp, SOAK, kind, state};
+use crate::keep::{Keep, MARKER, SOAK};
+use crate::qp::{Qp, kind, state};
 use crate::srq::Srq;
 use crate::{context::Context, driver, post, ring};
 use alloc::{collections::{BTreeMap, BTreeSet}, format, string::String, vec::Vec};
@@ -163,7 +164,7 @@ unsafe fn flushed(qp: &mut Qp, flushing: &mut BTreeSet<*mut Qp>) -> Result<Quiet
         if !received && let Some(f) = driver::loaded().and_then(|d| d.modify_qp) {
             let mut attr: ibv_qp_attr = zeroed();
             attr.qp_state = state::IBV_QPS_ERR;
-            f(qp.real, &mut attr, crate::qp::mask::STATE);
+            f(qp.real, &mut attr, crate::attr::mask::STATE);
         }
         let marked = match (qp.sq.signaled + u64::from(qp.sq.tail), qp.kind) {
             // A datagram needs an address handle, and the program may have none any more: its signaled requests are counted.

@@ -3,7 +3,8 @@
 //! # Safety
 //! FFI entries: arguments are what `<infiniband/verbs.h>` says, objects are ours.
 use crate::channel::Unacked;
-use crate::qp::{Qp, Soaked};
+use crate::keep::Soaked;
+use crate::qp::Qp;
 use crate::ring::{Pool, SRQ_TAG};
 use crate::{context::Context, driver, pd::Pd, post, refuse, sync::{Inside, Lock}};
 use alloc::{boxed::Box, collections::VecDeque};
