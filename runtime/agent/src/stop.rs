@@ -1,7 +1,7 @@
 //! Stopping and resuming the program's threads.
 //!
 //! The checkpoint thread signals each thread; each parks in its handler, with its registers in the kernel's signal frame in
-//! user memory, so that `rt_sigreturn` restores them all, AVX-512 included, in this process or in a restored one.
+//! user memory, so that `rt_sigreturn` restores them all, AVX-512 included, in this process or in a restored one ([`Beyond`] has what a frame lacks).
 //!
 //! The signal is 33 (SIGSETXID), which glibc reserves: no mask, set, `sigaction`, `sigwait` or `signalfd` of the program
 //! can name it, so there is nothing to hide. glibc uses it for `setuid` and its like in threads; those deliveries have
@@ -15,7 +15,7 @@ mod second;
 mod slot;
 
 use crate::{
-    arch::{self, Context, Frame},
+    arch::{self, Beyond, Context, Frame},
     asleep::Asleep,
     pending, relay,
     sys::{self, Errno},
@@ -104,6 +104,8 @@ unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, uconte
     if index >= SLOTS {
         return;
     }
+    // SAFETY: the kernel's argument.
+    let beyond = unsafe { Beyond::keep(ucontext.cast()) };
     let interrupted_ns = sys::now_ns();
     // SAFETY: the frame is this handler's, and the siginfo our own.
     let (mut frame, asleep) = unsafe { (Frame::new(ucontext), Asleep::take(info.cast())) };
@@ -131,6 +133,7 @@ unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, uconte
     if pending & !frame.mask() == 0 {
         frame.restart_syscall(interrupted, interrupted_ns, slept_ns, restarted == 1);
     }
+    beyond.put_back();
 }
 
 /// In the handler: a stopped process has just been continued, and is about to be told to stop its threads.

@@ -326,20 +326,23 @@ fn number_in_code(rip: usize, rsp: usize) -> Option<u32> {
     None
 }
 
-/// What the image needs of the CPU: XCR0 (enabled register state) and CPUID leaves 1 (ecx, edx), 7.0 (ebx, ecx, edx).
+/// XCR0: register state that is enabled.
+pub(super) fn xcr0() -> u64 {
+    if core::arch::x86_64::__cpuid(1).ecx & (1 << 27) == 0 {
+        return 0;
+    }
+    let (lo, hi): (u32, u32);
+    // SAFETY: OSXSAVE is set, so the instruction exists.
+    unsafe { core::arch::asm!("xgetbv", in("ecx") 0, out("eax") lo, out("edx") hi, options(nomem, nostack)) };
+    u64::from(hi) << 32 | u64::from(lo)
+}
+
+/// What the image needs of the CPU: XCR0 and CPUID leaves 1 (ecx, edx), 7.0 (ebx, ecx, edx).
 pub fn cpu_features() -> Vec<u64> {
     use core::arch::x86_64::{__cpuid, __cpuid_count};
     let (one, seven) = (__cpuid(1), __cpuid_count(7, 0));
-    let xcr0 = if one.ecx & (1 << 27) != 0 {
-        let (lo, hi): (u32, u32);
-        // SAFETY: OSXSAVE is set, so the instruction exists.
-        unsafe { core::arch::asm!("xgetbv", in("ecx") 0, out("eax") lo, out("edx") hi, options(nomem, nostack)) };
-        u64::from(hi) << 32 | u64::from(lo)
-    } else {
-        0
-    };
     vec![
-        xcr0,
+        xcr0(),
         u64::from(one.ecx) << 32 | u64::from(one.edx),
         u64::from(seven.ebx) << 32 | u64::from(seven.ecx),
         u64::from(seven.edx),

@@ -136,8 +136,7 @@ static void *hold(void *argument) {
 }
 
 int main(void) {
-    // The signal frames of User-Mode Linux end with AVX.
-    has_avx512 = __builtin_cpu_supports("avx512bw") && !getenv("SLACKWATER_IN_GUEST");
+    has_avx512 = __builtin_cpu_supports("avx512bw");
     pthread_t threads[6];
     for (long i = 0; i < 6; i++) threads[i] = start(hold, (void *)i, 0);
     ready();
