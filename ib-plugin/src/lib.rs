@@ -28,7 +28,7 @@ macro_rules! modules {
 }
 modules! {
     ah arena attr channel cm context cq device events exchange exports fds ident keep keys loaded mr pd peers place post qp quiesce reconnect
-    refuse registry restart ring settle srq sync wire wr
+    refuse registry restart ring settle srq sync ucx wire wr
 }
 #[allow(unsafe_code)] // as above
 #[allow(unsafe_op_in_unsafe_fn, reason = "as above")]

@@ -142,6 +142,25 @@ fn verdict(computation: &mut Computation, pair: &Pair) -> Result<()> {
     Ok(())
 }
 
+/// How long UCX 1.13 waits for the answer to a datagram, by the processor's time stamp counter, before it gives its user up; and a bit.
+const TOO_LONG: Duration = Duration::from_secs(33);
+
+/// A pair that is away for longer than its library would wait for an answer.
+///
+/// # Errors
+/// What went wrong.
+pub fn absent(pair: &Pair) -> Result<()> {
+    let mut computation = Computation::new(Mode::Pipe)?;
+    let before = packets_sent()?;
+    launch(&mut computation, pair, 3)?;
+    at_work(&computation, before)?;
+    computation.checkpoint(&[])?;
+    computation.sigkill_all()?;
+    std::thread::sleep(TOO_LONG);
+    computation.restart(None)?;
+    verdict(&mut computation, pair)
+}
+
 /// Waits until the device has sent [`AT_WORK`] packets more than `before`.
 fn at_work(computation: &Computation, before: u64) -> Result<()> {
     let until = Instant::now() + patience();

@@ -9,8 +9,8 @@ use slackwater_harness::in_guest;
 use slackwater_mpi_tests::guest;
 use slackwater_verbs_tests::verifier::{self, CASES};
 use slackwater_verbs_tests::{
-    Pair, Scenario, answers, atomic_write, bindings, closes, corners, devices, half_open, hammer, loads, play, refused,
-    strangers, travel,
+    Pair, Scenario, absent, answers, atomic_write, bindings, closes, corners, devices, half_open, hammer, loads, play,
+    refused, strangers, travel,
 };
 use std::process::ExitCode;
 
@@ -76,6 +76,9 @@ const MORE: &[Pair] = &[
     ucx("ucx-get", "ucx_perftest -t ucp_get -n 100000 -f"),
 ];
 
+/// Its sender always waits for answers.
+const ABSENT: Pair = ucx("ucx-ud-absent", "ucx_perftest -d rxe0:1 -x ud_verbs -t am_bw -n 60000 -f");
+
 /// One side of a trial.
 type Play = Box<dyn FnOnce() -> anyhow::Result<()> + Send>;
 
@@ -136,6 +139,8 @@ fn main() -> ExitCode {
     add(true, "half-open".into(), Box::new(|| half_open(4)), Box::new(|| guest::run("inside::half-open")));
     let tour = || travel("inside::strangers");
     add(true, "strangers".into(), Box::new(strangers), Box::new(tour));
+    let away = || guest::run("inside::ucx-ud-absent");
+    add(false, "ucx-ud-absent".into(), Box::new(|| absent(&ABSENT)), Box::new(away));
     for client in bindings::CLIENTS {
         let (name, tour) = (format!("rust-client-{client}"), format!("rust-client-{client}-reboot"));
         let (inside, there) = (format!("inside::{name}"), format!("inside::{tour}"));
