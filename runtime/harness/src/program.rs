@@ -22,6 +22,8 @@
 //! standard error, and exit status 1.
 use crate::kit;
 use anyhow::{Context as _, Result, bail};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -181,11 +183,10 @@ impl Program {
             if !result.status.success() {
                 bail!("{}: {compiler} says:\n{}", self.source.display(), String::from_utf8_lossy(&result.stderr));
             }
-            // Another test may have been quicker with the same.
-            if let Err(error) = fs::rename(&out, &done)
-                && !done.exists()
-            {
-                return Err(error).with_context(|| format!("cannot make {}", done.display()));
+            // Another test may have been quicker with the same, and run it by now: its file must not change.
+            match renameat_with(CWD, &out, CWD, &done, RenameFlags::NOREPLACE) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error).with_context(|| format!("cannot make {}", done.display())),
             }
         }
         Ok(done.to_str().context("a path that is not UTF-8")?.to_owned())
