@@ -42,19 +42,19 @@ const TURNS: u32 = 10_000_000;
 /// As much as is peeked at in one call, of a stream; more than most datagrams have.
 const PART: usize = 64 * 1024;
 
-/// What kind of socket it is: what never changes, by as few calls as that takes, for there may be thousands.
+/// What kind of socket it is: what never changes, by as few calls as that takes, for there may be thousands. None: it is a
+/// socket's place in the file system (open(2), O_PATH), and no socket.
 ///
 /// # Errors
 /// A socket that no restart could bring back, in words.
-pub fn recognise(fd: i32, ino: u64) -> Result<Socket> {
-    let option = |name| sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, name).map_err(|e| failed("getsockopt", e));
-    let (family, protocol) = (option(39 /* SO_DOMAIN */)?, option(38 /* SO_PROTOCOL */)?);
-    let tcp = matches!(family, libc::AF_INET | libc::AF_INET6) && protocol == libc::IPPROTO_TCP;
-    let kind = if tcp {
-        libc::SOCK_STREAM
-    } else {
-        option(3 /* SO_TYPE */)?
+pub fn recognise(fd: i32, ino: u64) -> Result<Option<Socket>> {
+    let ask = |name| sys::getsockopt::<i32>(fd, libc::SOL_SOCKET, name);
+    let option = |name| ask(name).map_err(|e| failed("getsockopt", e));
+    let family = match ask(39 /* SO_DOMAIN */) {
+        Err(Errno(libc::EBADF)) => return Ok(None),
+        family => family.map_err(|e| failed("getsockopt", e))?,
     };
+    let (kind, protocol) = (option(3 /* SO_TYPE */)?, option(38 /* SO_PROTOCOL */)?);
     let s = Socket { family, kind, protocol, ino, ..Socket::default() };
     match (s.family, s.kind, s.protocol) {
         (libc::AF_UNIX, ..) => {}
@@ -72,7 +72,7 @@ pub fn recognise(fd: i32, ino: u64) -> Result<Socket> {
             ));
         }
     }
-    Ok(s)
+    Ok(Some(s))
 }
 
 /// Where the recognised socket is in its life: addresses, state. Its options and unread bytes are [`fill`]'s.
@@ -220,8 +220,13 @@ fn nudge(fd: i32) {
 }
 
 fn own_counters(fd: i32) -> (u64, u64) {
-    sys::getsockopt_bytes(fd, libc::IPPROTO_TCP, 11 /* TCP_INFO */, 512)
-        .map_or((0, 0), |info| crate::tcp_counters(&info))
+    tcp_info(fd).map_or((0, 0), |info| crate::tcp_counters(&info))
+}
+
+// As much of struct tcp_info (<linux/tcp.h>) as is looked at; zeros where the kernel knows less.
+fn tcp_info(fd: i32) -> sys::Result<[u8; 256]> {
+    let mut info = [0u8; 256];
+    sys::getsockopt_into(fd, libc::IPPROTO_TCP, 11 /* TCP_INFO */, &mut info).map(|_| info)
 }
 
 pub(crate) fn failed(what: &str, e: Errno) -> String {
@@ -230,12 +235,11 @@ pub(crate) fn failed(what: &str, e: Errno) -> String {
 
 // getsockname(2) and getpeername(2).
 fn name(fd: i32, call: libc::c_long) -> sys::Result<Vec<u8>> {
-    let mut out = vec![0u8; 128];
+    let mut out = [0u8; 128];
     let mut length = out.len() as u32;
     // SAFETY: `out` is writable for `length` bytes.
     unsafe { sys::call(call, [fd as usize, out.as_mut_ptr() as usize, &raw mut length as usize, 0, 0, 0]) }?;
-    out.truncate(length as usize);
-    Ok(out)
+    Ok(out[..out.len().min(length as usize)].to_vec())
 }
 
 // (reading is shut, an error waits)
@@ -245,8 +249,8 @@ fn shut(fd: i32) -> (bool, bool) {
 }
 
 fn tcp(fd: i32, s: &mut Socket, diag: &Diag) -> Result<()> {
-    let info = sys::getsockopt_bytes(fd, libc::IPPROTO_TCP, 11, 512).map_err(|e| failed("getsockopt(TCP_INFO)", e))?;
-    let state = info.first().copied().unwrap_or(7);
+    let info = tcp_info(fd).map_err(|e| failed("getsockopt(TCP_INFO)", e))?;
+    let state = info[0];
     let (written, arrived) = crate::tcp_counters(&info);
     s.tcp = Some(Tcp { state, written, arrived, urgent: None });
     let (shut_read, error) = shut(fd);

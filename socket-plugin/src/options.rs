@@ -95,22 +95,23 @@ fn names(s: &Socket) -> impl Iterator<Item = (i32, i32)> {
     wanted.flat_map(|(_, level, names)| names.iter().map(move |name| (level, *name)))
 }
 
-/// What a fresh socket of the kind of `s` has; nothing, if none can be made.
+/// What a fresh socket of the kind of `s` has; names alone, if none can be made.
 pub fn fresh(s: &Socket) -> Fresh {
-    let Ok(fd) = sys::socket(s.family, s.kind, s.protocol) else { return Vec::new() };
-    names(s).map(|(level, name)| (level, name, Value::read(fd.0, level, name))).collect()
+    let fd = sys::socket(s.family, s.kind, s.protocol).ok();
+    let value = |level, name| fd.as_ref().and_then(|fd| Value::read(fd.0, level, name));
+    names(s).map(|(level, name)| (level, name, value(level, name))).collect()
 }
 
 /// The options of a socket that are not as in `fresh`.
 pub fn read(fd: i32, s: &Socket, fresh: &Fresh) -> Vec<(i32, i32, Vec<u8>)> {
     let mut out = Vec::new();
     let mut untuned = true;
-    for (i, (level, name)) in names(s).enumerate() {
+    for &(level, name, other) in fresh {
         let Some(value) = Value::read(fd, level, name) else { continue };
         if (level, name) == (SOCKET, SO_BUF_LOCK) {
             untuned = value.get().iter().any(|b| *b != 0);
         }
-        if fresh.get(i).is_none_or(|(.., other)| *other != Some(value)) {
+        if other != Some(value) {
             out.push((level, name, value.get().to_vec()));
         }
     }

@@ -277,8 +277,31 @@ pub fn read_file(path: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Numbers of the calling process's open descriptors, ascending, without the one used for looking.
+///
+/// To list /proc/self/fd makes the kernel build a name and an inode for each; to try all numbers of a table that is mostly full
+/// takes a fifth of that.
 pub fn descriptors() -> Result<Vec<i32>> {
     let dir = open(b"/proc/self/fd", libc::O_RDONLY | libc::O_DIRECTORY)?;
+    // How many are open (Linux 6.2; 0 before), and how many the table has room for.
+    let count = fstat(dir.0)?.st_size.max(0) as u64;
+    if count > 64
+        && let Some(room) = table_size()
+        && room <= 4 * count
+    {
+        let open = |fd: &i32| *fd != dir.0 && fcntl(*fd, libc::F_GETFD, 0).is_ok();
+        return Ok((0..room as i32).filter(open).collect());
+    }
+    list(&dir)
+}
+
+// `FDSize` of /proc/self/status (proc_pid_status(5)).
+fn table_size() -> Option<u64> {
+    let status = read_file(b"/proc/self/status").ok()?;
+    let line = status.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(b"FDSize:"))?;
+    decimal(line.trim_ascii())
+}
+
+fn list(dir: &Owned) -> Result<Vec<i32>> {
     let mut buffer = vec![0u8; 32 * 1024];
     let mut out = Vec::new();
     loop {

@@ -117,7 +117,7 @@ impl Drop for Visit {
     }
 }
 
-fn current_cpu() -> Option<u16> {
+pub(crate) fn current_cpu() -> Option<u16> {
     let mut cpu = 0u32;
     // SAFETY: cpu is an unsigned int.
     unsafe { sc!(getcpu, &raw mut cpu, 0, 0) }.ok()?;

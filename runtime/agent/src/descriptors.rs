@@ -30,7 +30,7 @@ impl Survey {
     /// # Errors
     /// A descriptor that cannot be brought back.
     pub fn take(&mut self, exclude: &[i32]) -> Result<(Vec<DescriptorKey>, Vec<SharedRange>), String> {
-        let table = slackwater_objects::survey(exclude).map_err(|e| {
+        let table = slackwater_objects::survey(exclude, crate::stop::both).map_err(|e| {
             self.passing = e.passing;
             e.to_string()
         })?;

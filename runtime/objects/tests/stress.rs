@@ -127,7 +127,7 @@ fn step(random: &mut Random, both: &mut [Direction; 2]) {
 }
 
 fn capture() -> Table {
-    let mut table = slackwater_objects::survey(&[]).expect("survey");
+    let mut table = slackwater_objects::survey(&[], slackwater_objects::in_turn).expect("survey");
     assert!((0..100_000).any(|_| slackwater_objects::quiet(&mut table)), "never quiet");
     slackwater_objects::fill(&mut table, |_, _| false, slackwater_objects::in_turn).expect("fill");
     table

@@ -32,6 +32,7 @@ pub fn both(first: &mut (dyn FnMut() + Send), second: &mut (dyn FnMut() + Send))
         _ = sc!(rt_sigprocmask, libc::SIG_SETMASK, &raw const before, 0, 8);
         tid
     };
+    elsewhere(tid);
     first();
     if tid < 0 {
         return second();
@@ -41,6 +42,20 @@ pub fn both(first: &mut (dyn FnMut() + Send), second: &mut (dyn FnMut() + Send))
     while unsafe { sc!(tgkill, sys::getpid(), tid, 0) }.is_ok() {
         // SAFETY: no memory is touched.
         _ = unsafe { sc!(sched_yield) };
+    }
+}
+
+// Has it run on another CPU than this one, on which the scheduler leaves it for milliseconds where it sees no work for two.
+fn elsewhere(tid: isize) {
+    let Some(cpu) = crate::asleep::current_cpu() else { return };
+    let mut mask = [0u8; 1024];
+    // SAFETY: a mask of the length given. Of a thread that could not be made, or where there is no other CPU, nothing is changed.
+    unsafe {
+        let Ok(len) = sc!(sched_getaffinity, 0, mask.len(), mask.as_mut_ptr()) else { return };
+        mask[usize::from(cpu / 8) % 1024] &= !(1 << (cpu % 8));
+        if tid > 0 {
+            _ = sc!(sched_setaffinity, tid, len, mask.as_ptr());
+        }
     }
 }
 

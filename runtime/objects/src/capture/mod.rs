@@ -10,6 +10,7 @@ use alloc::{boxed::Box, collections::BTreeSet, format, string::String, vec::Vec}
 use core::fmt;
 
 use slackwater_socket::diag::Diag;
+use slackwater_socket::model::Socket;
 use slackwater_socket::sys::{self, Errno};
 
 use crate::model::{Descriptor, Kind, Open, Owner, Table};
@@ -68,30 +69,36 @@ pub(crate) type Result<T> = core::result::Result<T, CaptureError>;
 /// # Errors
 /// An object that cannot be brought back (see docs/coverage.md), or a kernel that does not answer.
 pub fn capture(exclude: &[i32]) -> Result<Table> {
-    let mut table = survey(exclude)?;
+    let mut table = survey(exclude, in_turn)?;
     let filled = fill(&mut table, |_, _| false, in_turn);
     release(&mut table);
     filled.map(|()| table)
 }
 
 /// What there is: numbers, descriptions, kinds. Fails early for what cannot be brought back. Of descriptors that are under way in
-/// Unix sockets it holds copies until [`release`], which must follow, so that they can be compared with others' (`keys`).
+/// Unix sockets it holds copies until [`release`], which must follow, so that they can be compared with others' (`keys`). `both`
+/// shortens it where there are many.
 ///
 /// # Errors
 /// As [`capture`].
-pub fn survey(exclude: &[i32]) -> Result<Table> {
-    let numbers = sys::descriptors().map_err(|e| CaptureError::call(-1, "listing /proc/self/fd", e))?;
+pub fn survey(exclude: &[i32], both: Both) -> Result<Table> {
+    let mut numbers = sys::descriptors().map_err(|e| CaptureError::call(-1, "listing /proc/self/fd", e))?;
+    numbers.retain(|fd| !exclude.contains(fd));
+    let mut seen: Vec<Seen> = numbers.into_iter().map(|fd| Seen { fd, found: None }).collect();
+    let half = seen.len() / 2;
+    let all = |seen: &mut [Seen]| {
+        seen.iter_mut().for_each(look);
+        Ok(())
+    };
+    in_halves(&mut seen, half, all, both)?;
     let mut table = Table::default();
     // Descriptors sorted by inode, then by the kernel's order of descriptions: duplicates are found by binary search.
-    let mut known: Vec<(u64, u64, i32, u32)> = Vec::with_capacity(numbers.len());
+    let mut known: Vec<(u64, u64, i32, u32)> = Vec::with_capacity(seen.len());
     let pid = sys::getpid();
-    for fd in numbers {
-        if exclude.contains(&fd) {
-            continue;
-        }
+    for Seen { fd, found } in seen {
         // A descriptor that is gone by now belonged to the lister.
-        let Ok(flags) = sys::fcntl(fd, libc::F_GETFD, 0) else { continue };
-        let st = sys::fstat(fd).map_err(|e| CaptureError::call(fd, "fstat", e))?;
+        let Some(Found { flags, stat, socket }) = found else { continue };
+        let st = stat.map_err(|e| CaptureError::call(fd, "fstat", e))?;
         let mut failed = None;
         let place = known.binary_search_by(|&(dev, ino, other, _)| {
             (dev, ino).cmp(&(st.st_dev, st.st_ino)).then_with(|| match sys::kcmp_file(pid, other, fd) {
@@ -117,7 +124,13 @@ pub fn survey(exclude: &[i32]) -> Result<Table> {
             Err(at) => {
                 let open = table.opens.len() as u32;
                 known.insert(at, (st.st_dev, st.st_ino, fd, open));
-                table.opens.push(describe(fd, &st)?);
+                table.opens.push(match socket {
+                    Some(socket) => {
+                        let socket = socket.map_err(|e| CaptureError::new(fd, e))?;
+                        Open { kind: Kind::Socket(Box::new(socket)), ..blank(fd, &st, 0) }
+                    }
+                    None => describe(fd, &st)?,
+                });
                 open
             }
         };
@@ -128,6 +141,29 @@ pub fn survey(exclude: &[i32]) -> Result<Table> {
         return Err(e);
     }
     Ok(table)
+}
+
+// A descriptor, and what is there, each by itself: of which there may be thousands.
+struct Seen {
+    fd: i32,
+    // None: nothing.
+    found: Option<Found>,
+}
+
+struct Found {
+    flags: i32,
+    stat: sys::Result<libc::stat>,
+    // If it is one; O_PATH's are not.
+    socket: Option<core::result::Result<Socket, String>>,
+}
+
+fn look(seen: &mut Seen) {
+    let fd = seen.fd;
+    let Ok(flags) = sys::fcntl(fd, libc::F_GETFD, 0) else { return };
+    let stat = sys::fstat(fd);
+    let socket = stat.as_ref().ok().filter(|st| st.st_mode & libc::S_IFMT == libc::S_IFSOCK);
+    let socket = socket.and_then(|st| slackwater_socket::recognise(fd, st.st_ino).transpose());
+    seen.found = Some(Found { flags, stat, socket });
 }
 
 /// Whether every byte that was written to this process's TCP connections, in either direction, has arrived (as far as the
@@ -241,8 +277,6 @@ fn is_internet(open: &Open) -> bool {
 
 // Internet sockets, of which there may be thousands, have nothing to do with one another, nor with other descriptors.
 fn fill_internet(opens: &mut [Open], both: Both) -> Result<()> {
-    /// From so many on a second thread is worth its making (50 us; a socket takes 10).
-    const MANY: usize = 64;
     let all = |opens: &mut [Open]| {
         let mut diag = LazyDiag::default();
         let mut sockets = opens.iter_mut().filter(|open| is_internet(open));
@@ -250,13 +284,27 @@ fn fill_internet(opens: &mut [Open], both: Both) -> Result<()> {
         sockets.try_for_each(|open| fill_socket(open, &mut diag, &mut |_| Ok(0)))
     };
     let places: Vec<usize> = (0..opens.len()).filter(|&i| is_internet(&opens[i])).collect();
-    if places.len() < MANY {
-        return all(opens);
+    let half = places.get(places.len() / 2).copied().unwrap_or(0);
+    if places.len() < MANY { all(opens) } else { in_halves(opens, half, all, both) }
+}
+
+/// From so many sockets on a second thread is worth its making (50 us; a socket takes 10).
+const MANY: usize = 64;
+
+// The same with what is before `half` and what is from there on; with few, one after the other.
+fn in_halves<T: Send>(
+    list: &mut [T],
+    half: usize,
+    all: impl Fn(&mut [T]) -> Result<()> + Sync,
+    both: Both,
+) -> Result<()> {
+    if list.len() < MANY {
+        return all(list);
     }
-    let (left, right) = opens.split_at_mut(places[places.len() / 2]);
+    let (left, right) = list.split_at_mut(half);
     let (mut first, mut second) = (None, None);
     both(&mut || first = Some(all(left)), &mut || second = Some(all(right)));
-    let undone = || Err(CaptureError::new(-1, "the thread that was to look at sockets has ended"));
+    let undone = || Err(CaptureError::new(-1, "the thread that was to look at descriptors has ended"));
     first.unwrap_or_else(undone)?;
     second.unwrap_or_else(undone)
 }
@@ -324,34 +372,29 @@ impl LazyDiag {
     }
 }
 
+fn blank(fd: i32, st: &libc::stat, flags: i32) -> Open {
+    let kind = Kind::Place { path: Vec::new() };
+    Open { fd, dev: st.st_dev, ino: st.st_ino, flags, owner: None, locks: Vec::new(), kind }
+}
+
 // All that can be said of an open file description without its contents; of a socket, its kind alone.
 fn describe(fd: i32, st: &libc::stat) -> Result<Open> {
     let flags = sys::fcntl(fd, libc::F_GETFL, 0).map_err(|e| CaptureError::call(fd, "fcntl(F_GETFL)", e))?;
     let format = st.st_mode & libc::S_IFMT;
-    // A socket's link says nothing, and there may be thousands.
-    let link = if format == libc::S_IFSOCK && flags & libc::O_PATH == 0 {
-        Vec::new()
-    } else {
-        sys::readlink(&sys::proc_path("/proc/self/fd/", fd))
-            .map_err(|e| CaptureError::call(fd, "readlink of /proc/self/fd", e))?
-    };
-    let mut open = Open {
-        fd,
-        dev: st.st_dev,
-        ino: st.st_ino,
-        flags,
-        owner: None,
-        locks: Vec::new(),
-        kind: Kind::Place { path: Vec::new() },
-    };
+    let mut open = blank(fd, st, flags);
+    if format == libc::S_IFSOCK
+        && let Some(socket) = slackwater_socket::recognise(fd, st.st_ino).map_err(|e| CaptureError::new(fd, e))?
+    {
+        open.kind = Kind::Socket(Box::new(socket));
+        return Ok(open);
+    }
+    let link = sys::readlink(&sys::proc_path("/proc/self/fd/", fd))
+        .map_err(|e| CaptureError::call(fd, "readlink of /proc/self/fd", e))?;
     if flags & libc::O_PATH != 0 {
         open.kind = Kind::Place { path: link };
         return Ok(open);
     }
-    // Of sockets, of which there may be thousands, it is asked once, in `fill`.
-    if format != libc::S_IFSOCK {
-        open.owner = owner(fd);
-    }
+    open.owner = owner(fd);
     open.kind = match format {
         libc::S_IFREG => {
             open.locks = fdinfo::locks(&fdinfo::read(fd)?);
@@ -364,10 +407,6 @@ fn describe(fd: i32, st: &libc::stat) -> Result<Open> {
         libc::S_IFIFO => pipe::describe(fd, flags, link)?,
         libc::S_IFCHR => tty::or_device(fd, st, link)?,
         libc::S_IFBLK => file::device(fd, st, link)?,
-        libc::S_IFSOCK => {
-            let socket = slackwater_socket::recognise(fd, st.st_ino).map_err(|e| CaptureError::new(fd, e))?;
-            Kind::Socket(Box::new(socket))
-        }
         // Anonymous inodes have no format bits (from Linux 6.16 on, some have S_IFREG: see `file::regular`).
         _ => anon::describe(fd, &link)?,
     };

@@ -106,7 +106,7 @@ pub fn capture(case: &Case, path: &str) {
         }
         write_all(go.1, &vec![b'g'; case.processes - 1]);
     }
-    let table = slackwater_objects::survey(&ours).and_then(|mut table| {
+    let table = slackwater_objects::survey(&ours, slackwater_objects::in_turn).and_then(|mut table| {
         // The first round looks at this process's own bytes alone; nobody here tells us that another one wants a second.
         slackwater_objects::quiet(&mut table);
         let rounds = (0..100_000).find(|_| slackwater_objects::quiet(&mut table));
@@ -234,7 +234,8 @@ pub fn rebuild(case: &Case, path: &str) {
         write_all(go.1, &vec![b'g'; case.processes - 1]);
     }
     if case.again {
-        let mut again = slackwater_objects::survey(&ours).unwrap_or_else(|e| panic!("capture of the rebuilt: {e}"));
+        let mut again = slackwater_objects::survey(&ours, slackwater_objects::in_turn)
+            .unwrap_or_else(|e| panic!("capture of the rebuilt: {e}"));
         assert!((0..100_000).any(|_| slackwater_objects::quiet(&mut again)), "never quiet");
         slackwater_objects::fill(&mut again, |_, _| false, slackwater_objects::in_turn)
             .unwrap_or_else(|e| panic!("capture of the rebuilt: {e}"));

@@ -457,6 +457,19 @@ fn unix() -> Vec<Case> {
             )
             .privileged()
         },
+        // Has TCP's number for a protocol, and is none.
+        Case {
+            refused: Some("raw or packet"),
+            ..Case::new(
+                "raw-tcp-refused",
+                || {
+                    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP) };
+                    assert!(fd >= 0);
+                },
+                |_| {},
+            )
+            .privileged()
+        },
     ]
 }
 
