@@ -45,7 +45,7 @@ pub fn both(first: &mut (dyn FnMut() + Send), second: &mut (dyn FnMut() + Send))
     }
 }
 
-// Has it run on another CPU than this one, on which the scheduler leaves it for milliseconds where it sees no work for two.
+/// Has it run on another CPU than this one, on which the scheduler leaves it for milliseconds where it sees no work for two.
 fn elsewhere(tid: isize) {
     let Some(cpu) = crate::asleep::current_cpu() else { return };
     let mut mask = [0u8; 1024];
