@@ -8,6 +8,10 @@
 //! another `si_code` and go on to glibc's handler. `launch --signal 32` takes the other one of this kind (SIGCANCEL, for
 //! `pthread_cancel`).
 //!
+//! Linux gives a signal to the process to its first thread, unless that blocks it, as all do in our handler, or is about to
+//! take another one (complete_signal() in kernel/signal.c). So the first thread stops when the others stand, and the others go
+//! on when it has left: what comes meanwhile is the first thread's, as without us.
+//!
 //! Rules for what runs in the handler: no allocation, no lock, no libc; the program's errno is not touched (raw system
 //! calls only); the stack may be a small alternate stack, so frames stay below 1 KiB.
 mod parked;
@@ -211,6 +215,9 @@ const DEAF_NS: u64 = 2_000_000_000;
 /// For how long the checkpoint thread waits for signalled threads before it looks who has ended, in nanoseconds.
 const FIRST_LOOK: u64 = 2_000_000;
 
+/// For how long the others wait for the first thread to leave the handler, in nanoseconds: it may be of a lower priority.
+const FIRST_LEAVES_NS: u64 = 200_000_000;
+
 /// The program's stopped threads.
 pub struct Stopped {
     /// Thread ids, parked.
@@ -235,6 +242,8 @@ pub fn stop(deadline_ns: u64) -> Result<Stopped, String> {
     STOP.store(1, Release);
     sys::futex_wake(&STOP);
     let mut signalled: Vec<i32> = Vec::new();
+    // The others first: see the module's head.
+    let mut first_too = false;
     let mut times = Asleep::TIMES;
     let end = sys::now_ns() + deadline_ns;
     let mut look_again = FIRST_LOOK;
@@ -253,7 +262,8 @@ pub fn stop(deadline_ns: u64) -> Result<Stopped, String> {
         };
         let mut newcomers = false;
         let mut waiting = Vec::new();
-        for &tid in tids.iter().filter(|&&t| t != me) {
+        first_too |= tids.iter().all(|t| [me, pid].contains(t));
+        for &tid in tids.iter().filter(|&&t| t != me && (t != pid || first_too)) {
             if signalled.binary_search(&tid).is_err() {
                 match signal_thread(tid, Asleep::of(tid, &mut times)) {
                     Ok(()) => newcomers = true,
@@ -285,6 +295,10 @@ pub fn stop(deadline_ns: u64) -> Result<Stopped, String> {
                     signal()
                 )));
             }
+        }
+        if !newcomers && waiting.is_empty() && !first_too {
+            first_too = true;
+            continue;
         }
         if !newcomers && waiting.is_empty() {
             let leader_gone = parked.binary_search(&pid).is_err() && pid != me;
@@ -323,8 +337,10 @@ pub fn after_fork() {
     STOP.store(0, Release);
 }
 
-/// Lets the threads go.
+/// Lets the threads go, the first one before the others.
 pub fn resume() {
+    // While STOP stands: who has just filled its slot still comes to be asked.
+    parked::leave_first(FIRST_LEAVES_NS);
     STOP.store(0, Release);
     GO.fetch_add(1, AcqRel);
     parked::look(u32::MAX);

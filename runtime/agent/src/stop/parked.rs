@@ -16,6 +16,8 @@ const TAKE: u32 = 1;
 const PUT: u32 = 2;
 /// Run the [`JOB`].
 const RUN: u32 = 3;
+/// Leave, before the others do.
+const LEAVE: u32 = 4;
 
 /// Changes whenever a parked thread shall look again: whether it may go, or is asked for something.
 static LOOK: AtomicU32 = AtomicU32::new(0);
@@ -68,6 +70,11 @@ pub fn attend(slot: *mut Slot, before: u32) {
             }
             TAKE => pending::take(tid, u64::MAX),
             PUT => pending::put_back(),
+            LEAVE => {
+                ASKED.fetch_sub(1, AcqRel);
+                sys::futex_wake(&ASKED);
+                return;
+            }
             // SAFETY: `as_program` has set the job, which lives until we have done with it; the stack is one thread's at a time.
             _ => unsafe {
                 let job = &*JOB.load(Acquire);
@@ -154,6 +161,21 @@ fn ask(what: u32, who: impl Fn(&Slot) -> bool) {
     }
 }
 
+/// Has the first thread leave the handler, and waits until it has, for `deadline_ns` at most.
+pub fn leave_first(deadline_ns: u64) {
+    let pid = sys::getpid();
+    let ready = || slots().filter(|s| s.ready.load(Acquire));
+    if !ready().any(|s| s.tid == pid) || ready().nth(1).is_none() {
+        return;
+    }
+    ask(LEAVE, |slot| slot.tid == pid);
+    let end = sys::now_ns() + deadline_ns;
+    while is_leaving(pid) && sys::now_ns() < end {
+        // SAFETY: no memory is touched.
+        _ = unsafe { sc!(sched_yield) };
+    }
+}
+
 /// A line of a status file of /proc, after its name.
 fn status_line(path: &str, name: &[u8]) -> Option<String> {
     let text = sys::read_file(core::ffi::CStr::from_bytes_with_nul(path.as_bytes()).ok()?).ok()?;
@@ -161,16 +183,20 @@ fn status_line(path: &str, name: &[u8]) -> Option<String> {
     Some(core::str::from_utf8(line).ok()?.trim().into())
 }
 
-/// Signals that wait for `tid` alone.
-fn own_pending(tid: i32) -> u64 {
-    let line = status_line(&format!("/proc/self/task/{tid}/status\0"), b"SigPnd:");
+/// A set of signals in the status of `tid`; empty if it is gone.
+fn signals(tid: i32, name: &[u8]) -> u64 {
+    let line = status_line(&format!("/proc/self/task/{tid}/status\0"), name);
     line.and_then(|l| u64::from_str_radix(&l, 16).ok()).unwrap_or(0)
 }
 
 /// Is `signal` in the mask of `tid`?
 pub fn blocks(tid: i32, signal: i32) -> bool {
-    let line = status_line(&format!("/proc/self/task/{tid}/status\0"), b"SigBlk:");
-    line.and_then(|l| u64::from_str_radix(&l, 16).ok()).is_some_and(|mask| mask & 1 << (signal - 1) != 0)
+    signals(tid, b"SigBlk:") & 1 << (signal - 1) != 0
+}
+
+/// In the handler it blocks all, afterwards never our signal; and what waits for it then it takes before anything else.
+fn is_leaving(tid: i32) -> bool {
+    blocks(tid, super::signal()) || signals(tid, b"ShdPnd:") & !signals(tid, b"SigBlk:") != 0
 }
 
 /// False only if no process of this user has a signal that waits.
@@ -189,7 +215,7 @@ pub fn take_pending(leader_gone: bool) {
     }
     pending::take_process();
     for slot in slots() {
-        let owns = slot.ready.load(Acquire) && own_pending(slot.tid) != 0;
+        let owns = slot.ready.load(Acquire) && signals(slot.tid, b"SigPnd:") != 0;
         slot.owns_pending.store(owns, Relaxed);
     }
     let pid = sys::getpid();
