@@ -1,13 +1,15 @@
 //! One computation: a folder and what runs in it.
+mod ends;
+mod talk;
+
 use crate::kit::{self, Kit};
 use crate::output::Output;
+use crate::status::{Checkpoint, Status};
 use crate::{patience, process};
 use anyhow::{Context as _, Result, bail, ensure};
-use serde::Deserialize;
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
@@ -40,41 +42,6 @@ impl std::str::FromStr for Mode {
             _ => bail!("no such mode: {text}"),
         })
     }
-}
-
-/// What `slackwater status --json` prints.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Status {
-    /// What the computation is at.
-    pub state: String,
-    /// Its processes.
-    pub processes: serde_json::Value,
-    /// Its threads.
-    pub threads: serde_json::Value,
-    /// The newest committed generation.
-    pub generation: Option<u64>,
-    /// Figures of the last checkpoint.
-    pub last_checkpoint: Option<serde_json::Value>,
-    /// Why the last checkpoint failed.
-    pub error: Option<String>,
-    /// Its processes, one by one.
-    pub members: Vec<Member>,
-}
-
-/// A process, as `slackwater status --json` has it.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Member {
-    /// Its pid, in the pid namespace of the computation's coordinator.
-    pub pid: u32,
-}
-
-/// A committed generation.
-#[derive(Clone, Debug)]
-pub struct Checkpoint {
-    /// Its folder.
-    pub path: PathBuf,
-    /// Its number.
-    pub generation: u64,
 }
 
 /// A program that runs, under `slackwater` or natively.
@@ -289,65 +256,6 @@ impl Computation {
         Ok(self.running()?.child.id())
     }
 
-    /// Standard output of what runs.
-    ///
-    /// # Errors
-    /// When nothing runs.
-    pub fn output(&self) -> Result<&Output> {
-        Ok(&self.running()?.out)
-    }
-
-    /// Standard error of what runs.
-    ///
-    /// # Errors
-    /// When nothing runs.
-    pub fn errors(&self) -> Result<&Output> {
-        Ok(&self.running()?.err)
-    }
-
-    /// Waits for a line of output that nobody has waited for before and that starts with `start`.
-    ///
-    /// # Errors
-    /// When it does not come.
-    pub fn wait_line(&mut self, start: &str) -> Result<String> {
-        let running = self.running.as_mut().context("nothing runs")?;
-        let from = running.seen;
-        match running.out.wait(from, patience(), &format!("a line `{start}...`"), |line| line.starts_with(start)) {
-            Ok((number, line)) => {
-                running.seen = number + 1;
-                Ok(line)
-            }
-            Err(error) => bail!("{}", self.explain(&format!("{error:#}"))),
-        }
-    }
-
-    /// Waits for `text` anywhere in what nobody has waited for by this function before: what full-screen programs paint has
-    /// no lines.
-    ///
-    /// # Errors
-    /// When it does not come.
-    pub fn wait_text(&mut self, text: &str) -> Result<()> {
-        let running = self.running.as_mut().context("nothing runs")?;
-        match running.out.wait_text(running.read, patience(), text) {
-            Ok(read) => {
-                running.read = read;
-                Ok(())
-            }
-            Err(error) => bail!("{}", self.explain(&format!("{error:#}"))),
-        }
-    }
-
-    /// Types `text`, and waits for `answer` in what is painted from now on.
-    ///
-    /// # Errors
-    /// When it does not come.
-    pub fn ask(&mut self, text: &str, answer: &str) -> Result<()> {
-        let running = self.running.as_mut().context("nothing runs")?;
-        running.read = running.out.bytes();
-        self.type_in(text.as_bytes())?;
-        self.wait_text(answer).with_context(|| format!("after {text:?} was typed"))
-    }
-
     /// Checkpoint, SIGKILL, restart.
     ///
     /// # Errors
@@ -356,120 +264,6 @@ impl Computation {
         self.checkpoint(&[])?;
         self.sigkill_all()?;
         self.restart(None)
-    }
-
-    /// Waits for a line that is printed from now on and starts with `start`.
-    ///
-    /// # Errors
-    /// When it does not come.
-    pub fn wait_new_line(&mut self, start: &str) -> Result<String> {
-        let running = self.running.as_mut().context("nothing runs")?;
-        running.seen = running.out.count();
-        self.wait_line(start)
-    }
-
-    /// Lets [`Computation::wait_line`] begin again with the first line.
-    pub fn rewind(&mut self) {
-        if let Some(running) = &mut self.running {
-            running.seen = 0;
-        }
-    }
-
-    /// Kills the program, all its descendants, and its daemons that descend from it no more, with SIGKILL, and sees to it
-    /// that they are gone. The coordinator, which descends from none of them, lives on.
-    ///
-    /// # Errors
-    /// When one survives, or when somebody still holds its output open.
-    pub fn sigkill_all(&mut self) -> Result<()> {
-        let mut pids = process::tree(self.running()?.child.id());
-        if !self.restarted && self.kit.is_some() {
-            // (A restarted computation has pids of its own, and nobody leaves its tree.)
-            let members = self.status()?.members;
-            pids.extend(members.iter().map(|m| m.pid).filter(|pid| !pids.contains(pid)).collect::<Vec<_>>());
-        }
-        let mut running = self.running.take().context("nothing runs")?;
-        process::kill_all(pids, patience())?;
-        let status = running.child.wait()?;
-        ensure!(status.signal() == Some(9), "killed, but the status is {status}: it had ended before");
-        running.out.wait_end(patience()).context("after all processes were killed")
-    }
-
-    /// Tells the program to make its last checks, and waits for its `PASS` and its end with status 0.
-    ///
-    /// # Errors
-    /// When it says or does something else.
-    pub fn finish(&mut self) -> Result<()> {
-        fs::write(self.folder.join("stop"), "")?;
-        self.wait_line("PASS")?;
-        let status = self.wait_exit()?;
-        fs::remove_file(self.folder.join("stop"))?;
-        ensure!(status.success(), "it printed PASS, and ended with {status}\n--- its errors\n{}", self.last_errors());
-        Ok(())
-    }
-
-    /// What was written to standard error by what ended last.
-    #[must_use]
-    pub fn last_errors(&self) -> String {
-        self.ended.ends(ERRORS)
-    }
-
-    /// As [`Computation::finish`], for several programs of which each prints its `PASS`.
-    ///
-    /// # Errors
-    /// When one says or does something else.
-    pub fn finish_all(&mut self, programs: u32) -> Result<()> {
-        fs::write(self.folder.join("stop"), "")?;
-        for _ in 0..programs {
-            self.wait_line("PASS")?;
-        }
-        let status = self.wait_exit()?;
-        ensure!(status.success(), "they printed PASS, and it ended with {status}");
-        Ok(())
-    }
-
-    /// Waits for the end of what runs.
-    ///
-    /// # Errors
-    /// When it does not end in time.
-    pub fn wait_exit(&mut self) -> Result<ExitStatus> {
-        let running = self.running.as_mut().context("nothing runs")?;
-        match wait(&mut running.child)? {
-            Some(status) => {
-                if let Some(running) = self.running.take() {
-                    running.out.wait_end(patience())?;
-                    if running.terminal.is_none() {
-                        running.err.wait_end(patience())?;
-                    }
-                    self.ended = running.err;
-                }
-                Ok(status)
-            }
-            None => bail!("{}", self.explain("it does not end")),
-        }
-    }
-
-    /// Writes to the program's standard input (its terminal's keyboard).
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn type_in(&mut self, text: &[u8]) -> Result<()> {
-        use std::io::Write as _;
-        let running = self.running.as_mut().context("nothing runs")?;
-        match (&mut running.terminal, &mut running.child.stdin) {
-            (Some(terminal), _) => terminal.write_all(text)?,
-            (None, Some(stdin)) => stdin.write_all(text)?,
-            _ => bail!("it has no standard input"),
-        }
-        Ok(())
-    }
-
-    /// The process group that has the program's terminal.
-    ///
-    /// # Errors
-    /// There is no terminal, or it is nobody's.
-    pub fn foreground(&self) -> Result<i32> {
-        let terminal = self.running()?.terminal.as_ref().context("it has no terminal")?;
-        Ok(rustix::termios::tcgetpgrp(terminal).context("tcgetpgrp")?.as_raw_nonzero().get())
     }
 
     fn running(&self) -> Result<&Running> {
@@ -541,7 +335,7 @@ impl Computation {
             let mut text = String::new();
             out.read_to_string(&mut text).map(|_| text)
         });
-        let Some(status) = wait(&mut child)? else {
+        let Some(status) = ends::wait(&mut child)? else {
             let picture = self.explain(&format!("`{}` hangs", words.join(" ")));
             let _ = process::kill_tree(child.id(), patience());
             let _ = child.wait();
@@ -586,14 +380,4 @@ impl Drop for Computation {
             && since.elapsed() < patience()
         {}
     }
-}
-
-/// The child's status, or None if it still runs after all our patience.
-fn wait(child: &mut Child) -> Result<Option<ExitStatus>> {
-    let pid = rustix::process::Pid::from_child(child);
-    let fd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
-    if process::wait_gone(&fd, Instant::now() + patience()).is_err() {
-        return Ok(None);
-    }
-    Ok(Some(child.wait()?))
 }

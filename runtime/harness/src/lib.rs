@@ -14,12 +14,14 @@ mod output;
 mod process;
 mod program;
 pub mod scenario;
+mod status;
 
-pub use computation::{Checkpoint, Computation, Mode, Status};
+pub use computation::{Computation, Mode};
 pub use kit::Kit;
 pub use output::Output;
 pub use process::{kill_tree, tree};
 pub use program::Program;
+pub use status::{Checkpoint, Status};
 
 use std::time::Duration;
 
