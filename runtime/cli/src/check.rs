@@ -78,7 +78,7 @@ fn check_file(path: &Path) -> Result<Option<PathBuf>> {
     }
     let set_id = metadata.permissions().mode() & 0o6000;
     if set_id != 0 && foreign(&metadata, set_id) {
-        bail!("{name}: is set-uid or set-gid: the system preloads no library into it, so it cannot be checkpointed; link it dynamically (gcc without -static, Go with cgo)");
+        bail!("{name}: is set-uid or set-gid: the system preloads no library into it, so it cannot be checkpointed");
     }
     let mut head = Vec::new();
     let opened = File::open(path).and_then(|file| file.take(HEAD).read_to_end(&mut head));
@@ -118,7 +118,9 @@ fn check_elf(head: &[u8]) -> Result<()> {
     }
     let headers = header.program_headers(endian, head).context("its program headers cannot be read")?;
     let Some(interpreter) = headers.iter().find(|h| h.p_type(endian) == elf::PT_INTERP) else {
-        bail!("is statically linked: no library can be preloaded into it, so it cannot be checkpointed; link it dynamically (gcc without -static, Go with cgo)");
+        bail!(
+            "is statically linked: no library can be preloaded into it, so it cannot be checkpointed; link it dynamically (gcc without -static, Go with cgo)"
+        );
     };
     let path = interpreter.data(endian, head).unwrap_or_default();
     let path = path.split(|&b| b == 0).next().unwrap_or_default();
