@@ -7,6 +7,7 @@
 mod acts;
 pub mod bindings;
 pub mod devices;
+pub mod ucx;
 pub mod verifier;
 
 use acts::Act;
@@ -90,9 +91,7 @@ pub fn play(pair: &Pair, scenario: Scenario) -> Result<()> {
 }
 
 fn launch(computation: &mut Computation, pair: &Pair, seconds: u32) -> Result<()> {
-    for (name, value) in
-        [("UCX_NET_DEVICES", "rxe0:1"), ("UCX_IB_GID_INDEX", "2"), ("UCX_TLS", "rc_verbs,ud_verbs,self")]
-    {
+    for (name, value) in ucx::RC {
         computation.env(name, value);
     }
     computation.launch(&["/bin/bash".into(), "-c".into(), script(pair, seconds)])
@@ -277,7 +276,7 @@ pub fn half_open(cycles: u32) -> Result<()> {
 /// # Errors
 /// What went wrong.
 pub fn strangers() -> Result<()> {
-    beats_there("strangers")
+    beats_there("strangers", &["-libverbs"], &[])
 }
 
 /// What is left open from one checkpoint to the next: unacknowledged events, an armed limit, flushes, completions, handles.
@@ -285,16 +284,19 @@ pub fn strangers() -> Result<()> {
 /// # Errors
 /// What went wrong.
 pub fn corners() -> Result<()> {
-    beats_there("corners")
+    beats_there("corners", &["-libverbs"], &[])
 }
 
 /// One act of a program of ours that prints "beat" as it comes on, and is killed and restarted here and on the next machine.
-fn beats_there(name: &str) -> Result<()> {
+fn beats_there(name: &str, flags: &[&str], environment: &[(&str, &str)]) -> Result<()> {
     let act = Act::here()?;
     let mut computation = Computation::lasting(&act.folder, Mode::Pipe)?;
+    for (name, value) in environment {
+        computation.env(name, value);
+    }
     if act.number == 1 {
         let program = act.folder.join(name);
-        compile(&format!("programs/{name}.c"), &program, &["-libverbs"])?;
+        compile(&format!("programs/{name}.c"), &program, flags)?;
         computation.launch(&[program.to_string_lossy().into_owned()])?;
     } else {
         computation.restart(None)?;

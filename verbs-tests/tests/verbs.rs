@@ -10,7 +10,7 @@ use slackwater_mpi_tests::guest;
 use slackwater_verbs_tests::verifier::{self, CASES};
 use slackwater_verbs_tests::{
     Pair, Scenario, absent, answers, atomic_write, bindings, closes, corners, devices, half_open, hammer, loads, play,
-    refused, strangers, travel,
+    refused, strangers, travel, ucx as ucp,
 };
 use std::process::ExitCode;
 
@@ -20,6 +20,11 @@ const fn pair(name: &'static str, command: &'static str) -> Pair {
 
 const fn ucx(name: &'static str, command: &'static str) -> Pair {
     Pair { name, command, port: 13337 }
+}
+
+/// libfabric's reliable datagrams over those of verbs. (Its connections come by rdma_cm.)
+const fn fabric(name: &'static str, command: &'static str) -> Pair {
+    Pair { name, command, port: 47592 }
 }
 
 /// In normal runs.
@@ -41,6 +46,7 @@ const MAIN: &[Pair] = &[
     ucx("ucx-rc-tag", "ucx_perftest -t tag_bw -s 8192 -n 30000 -f"),
     ucx("ucx-rc-am", "ucx_perftest -d rxe0:1 -x rc_verbs -t am_bw -n 60000 -f"),
     ucx("ucx-ud-am", "ucx_perftest -d rxe0:1 -x ud_verbs -t am_bw -n 60000 -f"),
+    fabric("fi-rxd", "fi_pingpong -p 'verbs;ofi_rxd' -e rdm -I 1000 -S 4096 -c"),
 ];
 
 /// In full runs as well.
@@ -74,6 +80,8 @@ const MORE: &[Pair] = &[
     ucx("ucx-rc-get", "ucx_perftest -d rxe0:1 -x rc_verbs -t get -D zcopy -s 8192 -n 60000 -f"),
     ucx("ucx-threads", "ucx_perftest -t tag_bw -s 8192 -n 30000 -T 2 -M multi -f"),
     ucx("ucx-get", "ucx_perftest -t ucp_get -n 100000 -f"),
+    fabric("fi-rxd-tagged", "fi_pingpong -p 'verbs;ofi_rxd' -e rdm -m tagged -I 200 -S 65536 -c"),
+    fabric("fi-dgram", "fi_pingpong -p verbs -e dgram -I 20000 -S 1024 -c"),
 ];
 
 /// Its sender always waits for answers.
@@ -141,6 +149,15 @@ fn main() -> ExitCode {
     add(true, "strangers".into(), Box::new(strangers), Box::new(tour));
     let away = || guest::run("inside::ucx-ud-absent");
     add(false, "ucx-ud-absent".into(), Box::new(|| absent(&ABSENT)), Box::new(away));
+    for (name, datagrams) in [("ucp-rc", false), ("ucp-ud", true)] {
+        let tour = move || travel(&format!("inside::{name}"));
+        add(!datagrams, name.into(), Box::new(move || ucp::moves(datagrams)), Box::new(tour));
+    }
+    for clock in ["skewed", "back"] {
+        let name = format!("ucp-clock-{clock}");
+        let inside = format!("inside::{name}");
+        add(clock == "skewed", name, Box::new(move || ucp::clock(clock)), Box::new(move || guest::run(&inside)));
+    }
     for client in bindings::CLIENTS {
         let (name, tour) = (format!("rust-client-{client}"), format!("rust-client-{client}-reboot"));
         let (inside, there) = (format!("inside::{name}"), format!("inside::{tour}"));

@@ -17,7 +17,7 @@ const PACKAGES: &[(&str, &str)] = &[
         "verbs",
         "rdma-core ibverbs-providers ibverbs-utils rdmacm-utils perftest libibverbs-dev librdmacm-dev cmake python3-pyverbs",
     ),
-    ("MPI", "openmpi-bin libopenmpi-dev mpich libmpich-dev ucx-utils libfabric-bin gfortran"),
+    ("MPI", "openmpi-bin libopenmpi-dev mpich libmpich-dev ucx-utils libucx-dev libfabric-bin gfortran"),
     ("tests with other people's programs", "g++ clang libomp-dev python3 perl default-jdk-headless gdb strace tmux"),
     (
         "tests with other people's programs on a terminal",
