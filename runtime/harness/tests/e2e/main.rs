@@ -14,6 +14,7 @@ mod places;
 mod plugins;
 mod refused;
 mod stress;
+mod watched;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use slackwater_harness::{Mode, Program, in_guest, scenario};
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
             cases.extend(refused::all());
             cases.extend(named::all());
             cases.extend(stress::all());
+            cases.extend(watched::all());
             cases
         }
         Err(error) => {
