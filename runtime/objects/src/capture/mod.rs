@@ -21,6 +21,7 @@ pub(crate) mod file;
 mod flight;
 mod ipc;
 mod mq;
+mod parts;
 mod pipe;
 pub(crate) mod tty;
 pub(crate) mod typed;
@@ -29,6 +30,8 @@ mod watch;
 
 pub use flight::release;
 pub use ipc::{Mapped, fill_ipc, survey_ipc};
+use parts::Parts;
+pub use parts::{Both, in_turn};
 pub use undo::{Undo, take_on as take_on_undos};
 
 /// Why a process cannot be checkpointed as it is; the program runs on.
@@ -85,12 +88,14 @@ pub fn survey(exclude: &[i32], both: Both) -> Result<Table> {
     let mut numbers = sys::descriptors().map_err(|e| CaptureError::call(-1, "listing /proc/self/fd", e))?;
     numbers.retain(|fd| !exclude.contains(fd));
     let mut seen: Vec<Seen> = numbers.into_iter().map(|fd| Seen { fd, found: None }).collect();
-    let half = seen.len() / 2;
-    let all = |seen: &mut [Seen]| {
-        seen.iter_mut().for_each(look);
+    let all = |parts: &Parts<'_, Seen>| {
+        while let Some(part) = parts.take() {
+            part.iter_mut().for_each(look);
+        }
         Ok(())
     };
-    in_halves(&mut seen, half, all, both)?;
+    let many = seen.len() >= MANY;
+    parts::by_parts(&mut seen, all, if many { both } else { in_turn })?;
     let mut table = Table::default();
     // Descriptors sorted by inode, then by the kernel's order of descriptions: duplicates are found by binary search.
     let mut known: Vec<(u64, u64, i32, u32)> = Vec::with_capacity(seen.len());
@@ -194,15 +199,6 @@ pub fn settle(table: &mut Table) {
     }
 }
 
-/// Runs two pieces of work, at the same time if that can be had.
-pub type Both = fn(&mut (dyn FnMut() + Send), &mut (dyn FnMut() + Send));
-
-/// A [`Both`]: one after the other.
-pub fn in_turn(first: &mut (dyn FnMut() + Send), second: &mut (dyn FnMut() + Send)) {
-    first();
-    second();
-}
-
 /// Takes what changes: offsets, counters, unread bytes, socket states, messages in queues that no other process saves
 /// (`elsewhere`, by device and inode). All processes of the computation must stand. `both` shortens that where there are many sockets.
 ///
@@ -277,37 +273,21 @@ fn is_internet(open: &Open) -> bool {
 
 // Internet sockets, of which there may be thousands, have nothing to do with one another, nor with other descriptors.
 fn fill_internet(opens: &mut [Open], both: Both) -> Result<()> {
-    let all = |opens: &mut [Open]| {
+    let all = |parts: &Parts<'_, Open>| {
         let mut diag = LazyDiag::default();
-        let mut sockets = opens.iter_mut().filter(|open| is_internet(open));
-        // No descriptors are under way in them.
-        sockets.try_for_each(|open| fill_socket(open, &mut diag, &mut |_| Ok(0)))
+        while let Some(part) = parts.take() {
+            let mut sockets = part.iter_mut().filter(|open| is_internet(open));
+            // No descriptors are under way in them.
+            sockets.try_for_each(|open| fill_socket(open, &mut diag, &mut |_| Ok(0)))?;
+        }
+        Ok(())
     };
-    let places: Vec<usize> = (0..opens.len()).filter(|&i| is_internet(&opens[i])).collect();
-    let half = places.get(places.len() / 2).copied().unwrap_or(0);
-    if places.len() < MANY { all(opens) } else { in_halves(opens, half, all, both) }
+    let many = opens.iter().filter(|open| is_internet(open)).count() >= MANY;
+    parts::by_parts(opens, all, if many { both } else { in_turn })
 }
 
 /// From so many sockets on a second thread is worth its making (50 us; a socket takes 10).
 const MANY: usize = 64;
-
-// The same with what is before `half` and what is from there on; with few, one after the other.
-fn in_halves<T: Send>(
-    list: &mut [T],
-    half: usize,
-    all: impl Fn(&mut [T]) -> Result<()> + Sync,
-    both: Both,
-) -> Result<()> {
-    if list.len() < MANY {
-        return all(list);
-    }
-    let (left, right) = list.split_at_mut(half);
-    let (mut first, mut second) = (None, None);
-    both(&mut || first = Some(all(left)), &mut || second = Some(all(right)));
-    let undone = || Err(CaptureError::new(-1, "the thread that was to look at descriptors has ended"));
-    first.unwrap_or_else(undone)?;
-    second.unwrap_or_else(undone)
-}
 
 fn fill_socket(open: &mut Open, diag: &mut LazyDiag, name: slackwater_socket::Name<'_>) -> Result<()> {
     let fd = open.fd;
