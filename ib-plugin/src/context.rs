@@ -343,15 +343,16 @@ pub(crate) unsafe extern "C" fn query_gid_table(
     n
 }
 
-/// `ibv_query_gid_type`, which librdmacm and providers use.
+/// `ibv_query_gid_type`, which librdmacm, providers and ibv_devinfo use. It counts the types otherwise: 0, IB or RoCE v1; 1, RoCE v2.
 pub(crate) unsafe extern "C" fn query_gid_type(context: *mut ibv_context, port: u8, index: c_uint, kind: *mut c_uint) -> c_int {
     let mut entry: ibv_gid_entry = core::mem::zeroed();
-    let ret = query_gid_ex(context, port.into(), index, &mut entry, 0, size_of::<ibv_gid_entry>());
-    if ret == 0 {
-        *kind = entry.gid_type;
-        return 0;
+    match query_gid_ex(context, port.into(), index, &mut entry, 0, size_of::<ibv_gid_entry>()) {
+        0 => *kind = u32::from(entry.gid_type > 1),
+        // An index where no GID is.
+        libc::ENODATA => *kind = 0,
+        _ => return -1,
     }
-    -1
+    0
 }
 
 /// `ibv_query_pkey(3)`.

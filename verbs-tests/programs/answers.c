@@ -11,6 +11,8 @@
 #define INT(what, call) do { errno = 0; long r_ = (call); printf("%s: %ld, errno %d\n", what, r_, r_ ? errno : 0); } while (0)
 #define PTR(what, call) ({ errno = 0; void *p_ = (call); printf("%s: %s, errno %d\n", what, p_ ? "made" : "none", p_ ? 0 : errno); p_; })
 static void hex(const char *what, const void *p, size_t n) { printf("%s:", what); for (size_t i = 0; i < n; i++) printf("%02x", ((unsigned char *)p)[i]); printf("\n"); }
+/* ibv_devinfo -v uses it; no header has it. */
+extern int ibv_query_gid_type(struct ibv_context *, uint8_t, unsigned, unsigned *);
 int main(void) {
   setvbuf(stdout, NULL, _IOLBF, 0);
   int n; struct ibv_device **l = ibv_get_device_list(&n); printf("devices %d\n", n); if (!n) return 1;
@@ -21,6 +23,8 @@ int main(void) {
   for (int p = 0; p < 3; p++) { struct ibv_port_attr t; memset(&t, 0, sizeof t); INT("query_port", ibv_query_port(c, p, &t)); hex("port", &t, sizeof t); }
   for (int i = -1; i < 5; i++) { union ibv_gid g; memset(&g, 0, 16); INT("query_gid", ibv_query_gid(c, 1, i, &g)); hex("gid", &g, 16); struct ibv_gid_entry e; memset(&e, 0, sizeof e); if (i >= 0) { INT("query_gid_ex", ibv_query_gid_ex(c, 1, i, &e, 0)); hex("entry", &e, sizeof e); } }
   { union ibv_gid g; INT("gid of port 9", ibv_query_gid(c, 9, 0, &g)); INT("gid 100000", ibv_query_gid(c, 1, 100000, &g)); struct ibv_gid_entry e[16]; long m = ibv_query_gid_table(c, e, 16, 0); printf("table %ld\n", m); INT("table, flags", ibv_query_gid_table(c, e, 16, 1)); INT("gid_ex, flags", ibv_query_gid_ex(c, 1, 0, e, 1)); INT("table too small", ibv_query_gid_table(c, e, 1, 0)); }
+  for (unsigned i = 0; i < 5; i++) { unsigned t = 77; INT("query_gid_type", ibv_query_gid_type(c, 1, i, &t)); printf("gid type %u\n", t); }
+  { unsigned t = 77; INT("gid type of port 9", ibv_query_gid_type(c, 9, 0, &t)); INT("gid type 100000", ibv_query_gid_type(c, 1, 100000, &t)); }
   { __be16 k; INT("pkey", ibv_query_pkey(c, 1, 0, &k)); hex("pkey", &k, 2); INT("pkey 77777", ibv_query_pkey(c, 1, 77777, &k)); INT("pkey index", ibv_get_pkey_index(c, 1, htobe16(0xffff))); INT("no such pkey", ibv_get_pkey_index(c, 1, htobe16(0x1234))); }
   struct ibv_values_ex v = {.comp_mask = IBV_VALUES_MASK_RAW_CLOCK}; INT("rt_values", ibv_query_rt_values_ex(c, &v));
   struct ibv_pd *pd = PTR("pd", ibv_alloc_pd(c)); static char m[8192] __attribute__((aligned(4096)));
