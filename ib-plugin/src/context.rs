@@ -3,10 +3,11 @@
 //!
 //! # Safety
 //! FFI entries: arguments are what `<infiniband/verbs.h>` says, objects are ours.
-use crate::channel::{Source, Unacked};
+use crate::channel::Unacked;
 use crate::device::Device;
 use crate::ident::{self, vctx};
 use crate::registry::{self, Objects};
+use crate::source::{Event, Source};
 use crate::{cq, driver, peers, post, qp, refuse, srq, sync::Lock};
 use alloc::boxed::Box;
 use core::ffi::{c_int, c_uint};
@@ -53,24 +54,6 @@ impl Context {
         (*self.device).now.is_some() || peers::known()
     }
 
-    /// One event of the driver's, with the program's object in it; acknowledged to the driver at once.
-    pub(crate) unsafe fn from_driver(real: *mut ibv_context) -> Option<AsyncEvent> {
-        let d = driver::loaded()?;
-        let mut event: ibv_async_event = core::mem::zeroed();
-        if d.get_async_event?(real, &mut event) != 0 {
-            return None;
-        }
-        let kind = (&raw const event.event_type).cast::<c_uint>().read();
-        let element = match kind {
-            0 => (*event.element.cq).cq_context as usize,
-            1..=7 | 16 => (*event.element.qp).qp_context as usize,
-            14 | 15 => (*event.element.srq).srq_context as usize,
-            _ => event.element.port_num as usize,
-        };
-        d.ack_async_event?(&mut event);
-        Some(AsyncEvent { kind, element })
-    }
-
     /// Counter of events given and not acknowledged, of the object that an event names.
     unsafe fn unacked<'a>(kind: c_uint, element: usize) -> Option<&'a Unacked> {
         Some(match kind {
@@ -79,6 +62,50 @@ impl Context {
             14 | 15 => &(*(element as *mut srq::Srq)).unacked,
             _ => return None,
         })
+    }
+}
+
+impl Event for AsyncEvent {
+    type Real = ibv_context;
+    type Told = ibv_async_event;
+
+    unsafe fn descriptor(real: *mut ibv_context) -> *mut c_int {
+        &raw mut (*real).async_fd
+    }
+
+    unsafe fn ask(real: *mut ibv_context) -> Option<ibv_async_event> {
+        let mut event: ibv_async_event = core::mem::zeroed();
+        (driver::loaded()?.get_async_event?(real, &mut event) == 0).then_some(event)
+    }
+
+    unsafe fn given(&self) {
+        if let Some(counter) = Context::unacked(self.kind, self.element) {
+            counter.given();
+        }
+    }
+
+    /// What is owed has all been read from the driver.
+    unsafe fn stands_in_for(&self, _: &Self) -> bool {
+        false
+    }
+
+    /// With the program's object in it.
+    unsafe fn accept(mut event: ibv_async_event, to_program: bool) -> Self {
+        let kind = (&raw const event.event_type).cast::<c_uint>().read();
+        let element = match kind {
+            0 => (*event.element.cq).cq_context as usize,
+            1..=7 | 16 => (*event.element.qp).qp_context as usize,
+            14 | 15 => (*event.element.srq).srq_context as usize,
+            _ => event.element.port_num as usize,
+        };
+        let ours = Self { kind, element };
+        if to_program {
+            ours.given();
+        }
+        if let Some(f) = driver::loaded().and_then(|d| d.ack_async_event) {
+            f(&mut event);
+        }
+        ours
     }
 }
 
@@ -127,19 +154,13 @@ pub(crate) unsafe extern "C" fn open_device(device: *mut ibv_device) -> *mut ibv
         driver::pass_errno();
         return null_mut();
     }
-    let Some(events) = Source::open((*real).async_fd, None) else {
-        if let Some(f) = d.close_device {
-            f(real);
-        }
-        driver::set_errno(libc::EMFILE);
-        return null_mut();
-    };
+    let events = Source::open(real);
     protect_fd((*real).cmd_fd);
     let mut v: verbs_context = core::mem::zeroed();
     fill(&mut v);
     v.context.device = device.cast();
     v.context.cmd_fd = (*real).cmd_fd;
-    v.context.async_fd = events.visible;
+    v.context.async_fd = events.visible();
     v.context.num_comp_vectors = (*real).num_comp_vectors;
     v.context.abi_compat = usize::MAX as *mut _;
     let ctx = Box::into_raw(Box::new(Context {
@@ -380,10 +401,7 @@ pub(crate) unsafe extern "C" fn get_pkey_index(context: *mut ibv_context, port: 
 /// `ibv_get_async_event(3)`.
 pub(crate) unsafe extern "C" fn get_async_event(context: *mut ibv_context, event: *mut ibv_async_event) -> c_int {
     let ctx = Context::of(context);
-    let Some(found) = (*ctx).events.next(|| Context::from_driver((*ctx).real)) else { return -1 };
-    if let Some(counter) = Context::unacked(found.kind, found.element) {
-        counter.given();
-    }
+    let Some(found) = (*ctx).events.next() else { return -1 };
     (&raw mut (*event).element).cast::<usize>().write(found.element);
     (&raw mut (*event).event_type).cast::<c_uint>().write(found.kind);
     0

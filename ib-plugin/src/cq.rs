@@ -12,7 +12,7 @@ use alloc::{boxed::Box, collections::VecDeque};
 use core::ffi::{c_int, c_uint, c_void};
 use core::mem::zeroed;
 use core::ptr::null_mut;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use rdma_sys::*;
 use slackwater_plugin::Wrapper;
 
@@ -35,10 +35,18 @@ pub(crate) struct Cq {
     /// Requests for an event that no event has answered. The driver makes one of several in a row, so this may be too many,
     /// never too few: after a restart a program may get an event too much, but none is lost.
     pub(crate) arms: AtomicU32,
+    /// Something has been polled since the last event.
+    touched: AtomicBool,
+    /// Nothing had been when an event was last asked for: so the completion that raised the last one was there already.
+    stale: AtomicBool,
+    /// The event owed since a restart answers the only request for one: see [`Self::owe_for_pending`].
+    stand_in: bool,
     pub(crate) unacked: Unacked,
     pub(crate) unacked_async: Unacked,
     pub(crate) vector: c_int,
-    /// Under `lock`: the completion that the extended interface reads.
+    /// From `ibv_start_poll` to the end. Held outside of wrappers, too: never taken by the checkpoint.
+    session: Biased,
+    /// The completion that the extended interface reads; under `session`.
     current: ibv_wc,
     /// Our own work requests (markers, soaks) whose completions have not been seen.
     pub(crate) own: u32,
@@ -75,6 +83,12 @@ impl Cq {
         }
     }
 
+    /// The program is told of an event.
+    pub(crate) fn event_given(&self) {
+        self.touched.store(false, Ordering::Relaxed);
+        self.unacked.given();
+    }
+
     /// Owes the program an event if the CQ is armed; true if it does.
     pub(crate) unsafe fn owe_event(&mut self) -> bool {
         if self.ibv.channel.is_null() || self.armed.swap(0, Ordering::AcqRel) == 0 {
@@ -85,8 +99,22 @@ impl Cq {
         true
     }
 
+    /// After a restart: a completion that was drained from an armed CQ owes an event, even if the driver's had not come yet. If it had, and
+    /// a thread was stopped with it in hand, that one is told no second. A completion that was there before the event was asked for owes none.
+    pub(crate) unsafe fn owe_for_pending(&mut self) {
+        let once = self.arms.load(Ordering::Acquire) == 1;
+        let before = self.stale.load(Ordering::Relaxed) && !self.touched.load(Ordering::Relaxed);
+        self.stand_in = self.pending.len() > usize::from(before) && self.owe_event() && once;
+    }
+
+    /// Is what is owed for this CQ superfluous, when an event from before the checkpoint has turned up?
+    pub(crate) fn has_stand_in(&self) -> bool {
+        self.stand_in
+    }
+
     /// Polls everything that the driver has into `pending`; true if there was anything. At a checkpoint.
     pub(crate) unsafe fn drain(&mut self) -> bool {
+        self.stand_in = false;
         let mut any = false;
         loop {
             let mut wc: [ibv_wc; 16] = zeroed();
@@ -121,6 +149,7 @@ impl Cq {
                 break;
             }
         }
+        self.touched.store(true, Ordering::Relaxed);
         self.ibv.wr_id = self.current.wr_id;
         self.ibv.status = self.current.status;
         0
@@ -140,9 +169,13 @@ unsafe fn make(context: *mut ibv_context, cqe: c_int, user: *mut c_void, channel
         poll: no_poll,
         table: (*(*ctx).device).table(),
         lock: Biased::new(),
+        session: Biased::new(),
         pending: VecDeque::new(),
         armed: AtomicU32::new(0),
         arms: AtomicU32::new(0),
+        touched: AtomicBool::new(true),
+        stale: AtomicBool::new(false),
+        stand_in: false,
         unacked: Unacked::new(),
         unacked_async: Unacked::new(),
         vector,
@@ -246,10 +279,10 @@ pub(crate) unsafe extern "C" fn destroy_cq(cq: *mut ibv_cq) -> c_int {
         (*ctx).objects.lock().cqs.remove(cq);
         if !(*cq).ibv.channel.is_null() {
             let channel = (*cq).ibv.channel.cast::<Channel>();
-            (*channel).source.owed.lock().retain(|&c| c != cq);
+            (*channel).source.forget(|&c| c == cq);
             (*channel).ibv.refcnt -= 1;
         }
-        (*ctx).events.owed.lock().retain(|e| e.element != cq as usize);
+        (*ctx).events.forget(|e| e.element == cq as usize);
     }
     (*cq).unacked.wait();
     (*cq).unacked_async.wait();
@@ -265,8 +298,12 @@ pub(crate) unsafe extern "C" fn poll_cq(cq: *mut ibv_cq, n: c_int, wc: *mut ibv_
         return poll_slowly(cq, n, wc);
     };
     let got = q.poll_real(n, wc);
+    if got <= 0 {
+        return got;
+    }
+    q.touched.store(true, Ordering::Relaxed);
     // One by one is what programs that look at latency do.
-    if got <= 0 || (got == 1 && post::account(q, &mut *wc)) {
+    if got == 1 && post::account(q, &mut *wc) {
         return got;
     }
     account_all(q, wc, got, c_int::from(got == 1))
@@ -293,6 +330,9 @@ unsafe fn poll_slowly(cq: *mut ibv_cq, n: c_int, wc: *mut ibv_wc) -> c_int {
             got => got,
         };
     }
+    if k > 0 {
+        cq.touched.store(true, Ordering::Relaxed);
+    }
     cq.lock.release();
     k
 }
@@ -317,36 +357,41 @@ unsafe fn account_all(cq: &mut Cq, wc: *mut ibv_wc, got: c_int, from: c_int) -> 
 pub(crate) unsafe extern "C" fn req_notify_cq(cq: *mut ibv_cq, solicited: c_int) -> c_int {
     let _w = Wrapper::enter();
     let cq = &*cq.cast::<Cq>();
+    cq.stale.store(!cq.touched.load(Ordering::Relaxed), Ordering::Relaxed);
     cq.arms.fetch_add(1, Ordering::AcqRel);
     cq.armed.store(if solicited != 0 { 2 } else { 1 }, Ordering::Release);
     (*(*cq.real).context).ops.req_notify_cq.map_or(libc::EOPNOTSUPP, |f| f(cq.real, solicited))
 }
 
-// The extended interface holds lock and wrapper from a successful start to the end, as the driver's lock would be held.
+// From a successful start to the end the caller may be stopped, for as long as it likes: what it reads is a copy, and what a
+// checkpoint drains meanwhile comes next.
 
 unsafe extern "C" fn start_poll(cq: *mut ibv_cq_ex, attr: *mut ibv_poll_cq_attr) -> c_int {
     if !attr.is_null() && (*attr).comp_mask != 0 {
         return libc::EINVAL;
     }
-    let w = Wrapper::enter();
-    let cq = &mut *cq.cast::<Cq>();
-    cq.lock.acquire();
-    let ret = cq.advance();
-    if ret == 0 {
-        core::mem::forget(w);
-    } else {
-        cq.lock.release();
+    (*cq.cast::<Cq>()).session.acquire();
+    let ret = next_poll(cq);
+    if ret != 0 {
+        end_poll(cq);
     }
     ret
 }
 
 unsafe extern "C" fn next_poll(cq: *mut ibv_cq_ex) -> c_int {
-    (*cq.cast::<Cq>()).advance()
+    let q = &mut *cq.cast::<Cq>();
+    if let Some(_held) = Held::take(&raw const q.lock) {
+        return q.advance();
+    }
+    let _w = Inside::enter();
+    q.lock.acquire();
+    let ret = q.advance();
+    q.lock.release();
+    ret
 }
 
 unsafe extern "C" fn end_poll(cq: *mut ibv_cq_ex) {
-    (*cq.cast::<Cq>()).lock.release();
-    crate::leave_wrapper();
+    (*cq.cast::<Cq>()).session.release();
 }
 
 macro_rules! read {

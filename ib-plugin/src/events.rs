@@ -43,14 +43,9 @@ pub unsafe extern "C" fn event(_user: *mut c_void, info: *mut Info) -> c_int {
                 fds::note_watches();
                 Verdict::Done
             }
-            Some(Event::Resume) => {
-                quiesce::resume();
-                Verdict::Done
-            }
             Some(Event::Restart) => restart::round(info),
-            Some(Event::Restarted) => {
-                quiesce::resume();
-                fds::restore_watches();
+            Some(now @ (Event::Resume | Event::Restarted)) => {
+                quiesce::resume(now == Event::Restarted);
                 Verdict::Done
             }
             Some(Event::PreFork) => {

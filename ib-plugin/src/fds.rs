@@ -37,15 +37,16 @@ struct Watch {
     data: u64,
 }
 
-static WATCHES: Lock<Vec<Watch>> = Lock::new(Vec::new());
+/// From SAVE until the program runs again; None: not looked for yet.
+static WATCHES: Lock<Option<Vec<Watch>>> = Lock::new(None);
 
 fn visible() -> Vec<c_int> {
     let mut all = crate::cm::descriptors();
     for ctx in contexts() {
         // SAFETY: listed objects are live.
         unsafe {
-            all.push((*ctx).events.visible);
-            all.extend((*ctx).objects.lock().channels.0.iter().map(|&c| (*c).source.visible));
+            all.push((*ctx).events.visible());
+            all.extend((*ctx).objects.lock().channels.0.iter().map(|&c| (*c).source.visible()));
         }
     }
     all
@@ -81,13 +82,16 @@ fn parse(line: &str, set: c_int) -> Option<Watch> {
     Some(Watch { set, fd, events, data })
 }
 
-/// Finds the program's epoll sets that watch descriptors of ours; at a checkpoint.
+/// Finds the program's epoll sets that watch descriptors of ours; while it stands.
 pub(crate) fn note_watches() {
+    *WATCHES.lock() = Some(watches());
+}
+
+fn watches() -> Vec<Watch> {
     let mine = visible();
-    let mut watches = WATCHES.lock();
-    watches.clear();
+    let mut watches = Vec::new();
     if mine.is_empty() {
-        return;
+        return watches;
     }
     let mut text = Vec::new();
     for set in 0..65536 {
@@ -112,18 +116,45 @@ pub(crate) fn note_watches() {
             }
         }
     }
+    watches
 }
 
-/// Puts them back after a restart; those that the runtime has restored itself stay.
-pub(crate) fn restore_watches() {
-    for w in WATCHES.lock().iter() {
-        let mut event = libc::epoll_event { events: w.events, u64: w.data };
-        // SAFETY: plain system calls. Delete first: the number may be watched for another file.
-        unsafe {
-            libc::epoll_ctl(w.set, libc::EPOLL_CTL_DEL, w.fd, &mut event);
-            libc::epoll_ctl(w.set, libc::EPOLL_CTL_ADD, w.fd, &mut event);
-        }
+fn control(w: &Watch, what: c_int) {
+    let mut event = libc::epoll_event { events: w.events, u64: w.data };
+    // SAFETY: a plain system call.
+    unsafe { libc::epoll_ctl(w.set, what, w.fd, &mut event) };
+}
+
+/// Descriptors of ours are about to stand for something else: the epoll sets let go of what they stood for, which may live on.
+pub(crate) fn unwatch() {
+    let mut noted = WATCHES.lock();
+    noted.get_or_insert_with(watches).iter().for_each(|w| control(w, libc::EPOLL_CTL_DEL));
+}
+
+/// Forgets the epoll sets, having put the descriptors back if they were taken out or the sets are new.
+pub(crate) fn watch_again(gone: bool) {
+    for w in WATCHES.lock().take().iter().flatten().filter(|_| gone) {
+        // Those that the runtime has restored itself: the number may be watched for another file.
+        control(w, libc::EPOLL_CTL_DEL);
+        control(w, libc::EPOLL_CTL_ADD);
     }
+}
+
+/// Runs `f`; if it fails, once more with as many descriptors as the hard limit allows, which the program need not leave us any of.
+pub(crate) fn with_more_room(mut f: impl FnMut() -> bool) -> bool {
+    if f() {
+        return true;
+    }
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structs live through the calls.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        libc::setrlimit(libc::RLIMIT_NOFILE, &libc::rlimit { rlim_cur: limit.rlim_max, ..limit });
+    }
+    let done = f();
+    // SAFETY: as above.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+    done
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! nothing.
 //!
 //! Rules: every entry is inside a [`slackwater_plugin::Wrapper`] while it holds a lock of ours or runs in the driver, and
-//! never blocks there. Nothing here uses the program's malloc, stdio or loader, but for the one `dlmopen` at first use.
+//! never blocks there (who waits for events does so outside: [`source`]). Nothing here uses the program's malloc, stdio or loader, but for the one `dlmopen` at first use.
 //! Objects are raw pointers, because programs hold them: each module states what guards its fields.
 #![no_std]
 #![deny(unsafe_code)]
@@ -28,7 +28,7 @@ macro_rules! modules {
 }
 modules! {
     ah arena attr channel cm context cq device events exchange exports fds ident keep keys loaded mr pd peers place post qp quiesce reconnect
-    refuse registry restart ring settle srq sync ucx wire wr
+    refuse registry restart ring settle source srq sync ucx wire wr
 }
 #[allow(unsafe_code)] // as above
 #[allow(unsafe_op_in_unsafe_fn, reason = "as above")]
@@ -47,13 +47,6 @@ fn say(line: &str) {
     let line = alloc::format!("{line}\n");
     // SAFETY: the bytes live through the call.
     unsafe { libc::write(2, line.as_ptr().cast(), line.len()) };
-}
-
-/// Ends a wrapper whose guard was forgotten because it spans several calls of the program.
-#[allow(unsafe_code)] // a token made of nothing
-fn leave_wrapper() {
-    // SAFETY: `Wrapper` is a zero-sized token; the caller has forgotten one.
-    drop(unsafe { core::mem::transmute::<(), slackwater_plugin::Wrapper>(()) });
 }
 
 /// A C string's bytes.

@@ -1,7 +1,7 @@
 //! Queue pairs: what the program holds, what it asked for, and the counters of the quiesce.
 //!
 //! # Safety
-//! FFI entries: arguments are what `<infiniband/verbs.h>` says, objects are ours. `sq` and the builder are reached under
+//! FFI entries: arguments are what `<infiniband/verbs.h>` says, objects are ours. `sq` is reached under
 //! `sq_lock`, `rq` and `soaked` under `rq_lock` (the ring's head under the receive CQ's lock).
 use crate::channel::Unacked;
 use crate::cq::Cq;
@@ -66,6 +66,8 @@ pub(crate) struct Qp {
     pub(crate) post_send: SendFn,
     pub(crate) post_recv: RecvFn,
     pub(crate) sq_lock: Biased,
+    /// From `ibv_wr_start` to complete or abort; guards the builder. Held outside of wrappers, too: never taken by the checkpoint.
+    pub(crate) session: Biased,
     pub(crate) rq_lock: Biased,
     pub(crate) kind: ibv_qp_type::Type,
     pub(crate) sig_all: bool,
@@ -239,6 +241,7 @@ unsafe fn make(pd: *mut ibv_pd, init: *mut ibv_qp_init_attr, ops: u64) -> *mut Q
         post_send: no_send,
         post_recv: no_recv,
         sq_lock: Biased::new(),
+        session: Biased::new(),
         rq_lock: Biased::new(),
         kind,
         sig_all: (*init).sq_sig_all != 0,
@@ -353,7 +356,7 @@ pub(crate) unsafe extern "C" fn destroy_qp(qp: *mut ibv_qp) -> c_int {
             srq.soaked.retain(|(q, _)| *q != qp);
         }
         (*ctx).objects.lock().qps.remove(qp);
-        (*ctx).events.owed.lock().retain(|e| e.element != qp as usize);
+        (*ctx).events.forget(|e| e.element == qp as usize);
     }
     (*qp).unacked.wait();
     let _w = Wrapper::enter();

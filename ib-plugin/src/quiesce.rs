@@ -8,6 +8,7 @@
 //! # Safety
 //! Runs on the checkpoint thread while the program stands still outside of all wrappers, so no lock of ours is held, and
 //! objects may be reached without one.
+use crate::channel::Channel;
 use crate::context::Context;
 use crate::cq::Cq;
 use crate::exchange::{self, Card, Counts};
@@ -16,7 +17,7 @@ use crate::peers::{Directory, QpId};
 use crate::qp::{Qp, kind, state};
 use crate::settle::{self, Peer, Quiet, broken, real_state};
 use crate::srq::Srq;
-use crate::{registry, sync::Lock};
+use crate::{fds, registry, sync::Lock};
 use alloc::{collections::{BTreeMap, BTreeSet}, format, string::String, vec::Vec};
 use core::mem::zeroed;
 use slackwater_plugin::{Info, Verdict};
@@ -36,6 +37,8 @@ struct Progress {
     told: BTreeMap<QpId, Counts>,
     /// QPs in error whose send queue has got a last request of ours.
     flushing: BTreeSet<*mut Qp>,
+    /// QPs in SQD that have nothing under way any more.
+    drained: BTreeSet<*mut Qp>,
     /// Rounds since anything moved.
     idle: u32,
     /// Second of the monotonic clock in which something moved last.
@@ -250,7 +253,7 @@ unsafe fn evaluate(contexts: &[*mut Context], progress: &mut Progress) -> Result
         if let Peer::Known(counts) = peer {
             progress.told.insert((guid(ctx), qp.number()), counts);
         }
-        match settle::one(qp, peer, &mut shared, &mut progress.flushing) {
+        match settle::one(qp, peer, &mut shared, &mut progress.flushing, &mut progress.drained) {
             Ok(q) => all = all.max(q),
             Err(e) => error = Some(e),
         }
@@ -261,29 +264,48 @@ unsafe fn evaluate(contexts: &[*mut Context], progress: &mut Progress) -> Result
     error.map_or(Ok(all), Err)
 }
 
+unsafe fn channels(ctx: *mut Context) -> Vec<*mut Channel> {
+    (*ctx).objects.lock().channels.0.clone()
+}
+
 /// All are quiet: take what the driver's event queues hold, so that a restart can give it to the program.
 pub(crate) unsafe fn save() {
     for ctx in contexts() {
-        let real = (*ctx).real;
-        (*ctx).events.capture(|| Context::from_driver(real));
-        let channels = (*ctx).objects.lock().channels.0.clone();
-        for channel in channels {
-            let real = (*channel).real;
-            (*channel).source.capture(|| crate::channel::Channel::from_driver(real));
+        (*ctx).events.capture();
+        for channel in channels(ctx) {
+            (*channel).source.capture();
         }
     }
 }
 
-/// About to run again: completions take the fast path where nothing of ours is left.
-pub(crate) unsafe fn resume() {
+/// About to run again: completions take the fast path where nothing of ours is left, and so do those who wait for events.
+pub(crate) unsafe fn resume(restarted: bool) {
     let contexts = contexts();
+    let mut expecting = false;
     each_qp(&contexts, |_, qp| {
         let own_left = (qp.rq.head..qp.rq.tail).any(|i| qp.rq.slots.is_own(qp.rq.slot(i)));
-        let shared = !qp.ibv.qp_base.srq.is_null() && {
-            let pool = (*qp.ibv.qp_base.srq.cast::<Srq>()).pool.lock();
-            pool.in_order().into_iter().any(|s| pool.slots.is_own(s))
-        };
+        let (mut shared, mut kept) = (false, !qp.soaked.is_empty());
+        if let Some(srq) = qp.ibv.qp_base.srq.cast::<Srq>().as_ref() {
+            let pool = srq.pool.lock();
+            shared = pool.in_order().into_iter().any(|s| pool.slots.is_own(s));
+            kept |= !srq.soaked.is_empty();
+        }
         qp.attention = qp.translated || qp.markers != 0 || own_left || shared;
+        expecting |= own_left || shared || kept;
     });
+    let mut changes = false;
+    for &ctx in &contexts {
+        changes |= (*ctx).events.changes(false) || channels(ctx).into_iter().any(|c| (*c).source.changes(expecting));
+    }
+    if changes {
+        fds::unwatch();
+    }
+    for &ctx in &contexts {
+        (*ctx).events.settle(false);
+        for channel in channels(ctx) {
+            (*channel).source.settle(expecting);
+        }
+    }
+    fds::watch_again(changes || restarted);
     *PROGRESS.lock() = None;
 }

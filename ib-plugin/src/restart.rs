@@ -72,8 +72,8 @@ unsafe fn rebuild(info: &Info, contexts: &[*mut Context]) -> Outcome<()> {
     // The numbers that the program holds must not be given to anything that is opened from here on.
     let mut visible = Vec::new();
     for &ctx in contexts {
-        visible.push((*ctx).events.visible);
-        visible.extend((*ctx).objects.lock().channels.0.iter().map(|&c| (*c).source.visible));
+        visible.extend((*ctx).events.numbers());
+        visible.extend((*ctx).objects.lock().channels.0.iter().flat_map(|&c| (*c).source.numbers()));
     }
     fds::hold(&visible);
     place(contexts)?;
@@ -88,9 +88,8 @@ unsafe fn rebuild(info: &Info, contexts: &[*mut Context]) -> Outcome<()> {
         c.real = real;
         c.v.context.cmd_fd = (*real).cmd_fd;
         protect_fd((*real).cmd_fd);
-        let number = c.events.visible;
-        if !c.events.attach((*real).async_fd, Some(number)) {
-            return Err("no descriptors left for events".into());
+        if !c.events.attach(real) {
+            return Err(failed("dup3 for asynchronous events"));
         }
         let now = Ident::read(real).ok_or_else(|| failed("ibv_query_device"))?;
         if let Some(seen) = &(*device).seen {
@@ -197,9 +196,8 @@ unsafe fn objects(d: &driver::Driver, c: &mut Context, keys: &mut Keys) -> Outco
         if ch.real.is_null() {
             return Err(failed("ibv_create_comp_channel"));
         }
-        let number = ch.source.visible;
-        if !ch.source.attach((*ch.real).fd, Some(number)) {
-            return Err("no descriptors left for events".into());
+        if !ch.source.attach(ch.real) {
+            return Err(failed("dup3 for a completion channel"));
         }
     }
     for cq in cqs {
@@ -212,10 +210,7 @@ unsafe fn objects(d: &driver::Driver, c: &mut Context, keys: &mut Keys) -> Outco
         }
         q.table = (*c.device).table();
         q.own = 0;
-        // A completion that was drained from an armed CQ owes an event, even if the driver's had not come yet.
-        if !q.pending.is_empty() {
-            q.owe_event();
-        }
+        q.owe_for_pending();
         let armed = q.armed.load(Ordering::Relaxed);
         if armed != 0
             && let Some(f) = (*(*real).context).ops.req_notify_cq

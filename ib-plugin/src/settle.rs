@@ -5,6 +5,7 @@
 //!
 //! # Safety
 //! As `quiesce.rs`: on the checkpoint thread, while the program stands still outside of all wrappers.
+use crate::attr::mask;
 use crate::cq::Cq;
 use crate::exchange::Counts;
 use crate::keep::{Keep, MARKER, SOAK};
@@ -50,12 +51,13 @@ impl Peer {
     }
 }
 
-pub(crate) unsafe fn real_state(qp: &Qp) -> ibv_qp_state::Type {
+unsafe fn real_attributes(qp: &Qp) -> Option<ibv_qp_attr> {
     let (mut attr, mut init): (ibv_qp_attr, ibv_qp_init_attr) = (zeroed(), zeroed());
-    match driver::loaded().and_then(|d| d.query_qp) {
-        Some(f) if f(qp.real, &mut attr, 1, &mut init) == 0 => attr.qp_state,
-        _ => qp.state(),
-    }
+    (driver::loaded()?.query_qp?(qp.real, &mut attr, mask::STATE, &mut init) == 0).then_some(attr)
+}
+
+pub(crate) unsafe fn real_state(qp: &Qp) -> ibv_qp_state::Type {
+    real_attributes(qp).map_or(qp.state(), |attr| attr.qp_state)
 }
 
 /// Takes note if the driver's QP has broken: the program may not have heard of it yet.
@@ -74,6 +76,7 @@ pub(crate) unsafe fn one(
     peer: Peer,
     shared: &mut BTreeMap<*mut Srq, (u64, u32)>,
     flushing: &mut BTreeSet<*mut Qp>,
+    drained: &mut BTreeSet<*mut Qp>,
 ) -> Result<Quiet, String> {
     let now = qp.state();
     match now {
@@ -91,6 +94,7 @@ pub(crate) unsafe fn one(
     } else if qp.sq.tail != 0 {
         quiet = tail(qp, peer)?;
     }
+    let sends = quiet == Quiet::No;
     if let Peer::Known(peer) = peer
         && qp.kind != kind::IBV_QPT_UD
         && matches!(u32::from(peer.state), state::IBV_QPS_RTS | state::IBV_QPS_SQD)
@@ -114,7 +118,27 @@ pub(crate) unsafe fn one(
     if quiet != Quiet::Yes {
         broken(qp);
     }
+    if sends && qp.state() == state::IBV_QPS_SQD {
+        held_back(qp, drained)?;
+    }
     Ok(quiet)
+}
+
+/// A drained send queue (SQD) holds back what was not begun, so a checkpoint could wait for ever.
+unsafe fn held_back(qp: &Qp, drained: &mut BTreeSet<*mut Qp>) -> Result<(), String> {
+    let me = core::ptr::from_ref(qp).cast_mut();
+    if real_attributes(qp).is_none_or(|attr| attr.sq_draining != 0) {
+        return Ok(());
+    }
+    // What it had completed by then is counted in the next round.
+    if drained.insert(me) {
+        return Ok(());
+    }
+    Err(format!(
+        "QP {:#x} is in state SQD with requests that it may hold back ({} of {} signaled ones complete, {} unsignaled after them): \
+         the program runs on; checkpoint it when the queue is in RTS again, or empty",
+        qp.number(), qp.completed, qp.sq.signaled, qp.sq.tail
+    ))
 }
 
 /// A send queue that ends in unsignaled requests.
@@ -164,7 +188,7 @@ unsafe fn flushed(qp: &mut Qp, flushing: &mut BTreeSet<*mut Qp>) -> Result<Quiet
         if !received && let Some(f) = driver::loaded().and_then(|d| d.modify_qp) {
             let mut attr: ibv_qp_attr = zeroed();
             attr.qp_state = state::IBV_QPS_ERR;
-            f(qp.real, &mut attr, crate::attr::mask::STATE);
+            f(qp.real, &mut attr, mask::STATE);
         }
         let marked = match (qp.sq.signaled + u64::from(qp.sq.tail), qp.kind) {
             // A datagram needs an address handle, and the program may have none any more: its signaled requests are counted.

@@ -118,7 +118,7 @@ pub(crate) unsafe extern "C" fn destroy_srq(srq: *mut ibv_srq) -> c_int {
         }
         let ctx = Context::of((*srq).ibv.context);
         (*ctx).objects.lock().srqs.remove(srq);
-        (*ctx).events.owed.lock().retain(|e| e.element != srq as usize);
+        (*ctx).events.forget(|e| e.element == srq as usize);
     }
     (*srq).unacked.wait();
     let _w = Wrapper::enter();

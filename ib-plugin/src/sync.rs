@@ -6,7 +6,8 @@
 //! sees that, or is seen to be inside.
 //!
 //! Rule: every holder is inside a [`slackwater_plugin::Wrapper`], or is the checkpoint thread, or runs before there are
-//! threads. So at a checkpoint no lock is held, whatever the program's threads did.
+//! threads. So at a checkpoint no lock is held, whatever the program's threads did. (But for the `session` of a queue, which the
+//! program's threads alone take.)
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, compiler_fence};

@@ -2,16 +2,17 @@
 //! and posted as a list.
 //!
 //! # Safety
-//! FFI entries: arguments are what `<infiniband/verbs.h>` says. From start to complete or abort the caller holds the send
-//! queue's lock and is inside a wrapper, so the builder is its own.
+//! FFI entries: arguments are what `<infiniband/verbs.h>` says. From start to complete or abort the caller holds the queue's
+//! `session`, so the builder is its own. It may be stopped there, for as long as it likes: what it has gathered is in memory, by the
+//! program's names, and the checkpoint touches neither builder nor session. Only what allocates, or posts, is inside a wrapper.
 use crate::post::{self, INLINE};
 use crate::qp::Qp;
+use crate::sync::Inside;
 use alloc::vec::Vec;
 use core::ffi::{c_int, c_void};
 use core::mem::zeroed;
 use core::ptr::null_mut;
 use rdma_sys::*;
-use slackwater_plugin::Wrapper;
 
 /// `enum ibv_qp_create_send_ops_flags`: write, write with imm, send, send with imm, read, cmp swp, fetch add, local inv, send inv,
 /// atomic write.
@@ -68,6 +69,7 @@ pub(crate) fn install(qp: &mut Qp) {
 
 #[inline]
 unsafe fn add<'a>(ex: *mut ibv_qp_ex, opcode: ibv_wr_opcode::Type) -> &'a mut ibv_send_wr {
+    let _w = Inside::enter();
     let b = &mut (*ex.cast::<Qp>()).builder;
     let mut wr: ibv_send_wr = zeroed();
     (wr.wr_id, wr.send_flags, wr.opcode) = ((*ex).wr_id, (*ex).wr_flags, opcode);
@@ -78,19 +80,18 @@ unsafe fn add<'a>(ex: *mut ibv_qp_ex, opcode: ibv_wr_opcode::Type) -> &'a mut ib
 }
 
 unsafe extern "C" fn start(ex: *mut ibv_qp_ex) {
-    core::mem::forget(Wrapper::enter());
     let qp = &mut *ex.cast::<Qp>();
-    qp.sq_lock.acquire();
+    qp.session.acquire();
     qp.builder.clear();
 }
 
 unsafe extern "C" fn abort(ex: *mut ibv_qp_ex) {
-    (*ex.cast::<Qp>()).sq_lock.release();
-    crate::leave_wrapper();
+    (*ex.cast::<Qp>()).session.release();
 }
 
 unsafe extern "C" fn complete(ex: *mut ibv_qp_ex) -> c_int {
     let qp = &mut *ex.cast::<Qp>();
+    let _w = Inside::enter();
     let mut b = core::mem::take(&mut qp.builder);
     for &(sge, offset) in &b.inline {
         b.sges[sge].addr = b.bytes.as_ptr().add(offset) as u64;
@@ -105,10 +106,11 @@ unsafe extern "C" fn complete(ex: *mut ibv_qp_ex) -> c_int {
         wr.next = next;
     }
     let mut bad = null_mut();
+    qp.sq_lock.acquire();
     let ret = if n == 0 { 0 } else { post::send_locked(qp, b.wrs.as_mut_ptr(), &mut bad) };
-    qp.builder = b;
     qp.sq_lock.release();
-    crate::leave_wrapper();
+    qp.builder = b;
+    qp.session.release();
     ret
 }
 
@@ -159,9 +161,11 @@ pub(crate) unsafe fn post_atomic_write(qp: &Qp, wr: &ibv_send_wr) -> c_int {
 }
 
 unsafe extern "C" fn set_sge(ex: *mut ibv_qp_ex, lkey: u32, addr: u64, length: u32) {
+    let _w = Inside::enter();
     (*ex.cast::<Qp>()).builder.sges.push(ibv_sge { addr, length, lkey });
 }
 unsafe extern "C" fn set_sge_list(ex: *mut ibv_qp_ex, n: usize, list: *const ibv_sge) {
+    let _w = Inside::enter();
     let b = &mut (*ex.cast::<Qp>()).builder;
     for i in 0..n {
         b.sges.push(*list.add(i));
@@ -169,6 +173,7 @@ unsafe extern "C" fn set_sge_list(ex: *mut ibv_qp_ex, n: usize, list: *const ibv
 }
 
 unsafe fn put_inline(b: &mut Builder, addr: *const u8, length: usize) {
+    let _w = Inside::enter();
     if let Some(wr) = b.wrs.last_mut() {
         wr.send_flags |= INLINE;
     }

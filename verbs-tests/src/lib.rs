@@ -287,6 +287,14 @@ pub fn corners() -> Result<()> {
     beats_there("corners", &["-libverbs"], &[])
 }
 
+/// Threads that sleep in libibverbs; two contexts of one device, 2,000 regions, children.
+///
+/// # Errors
+/// What went wrong.
+pub fn closed() -> Result<()> {
+    beats_there("closed", &["-libverbs"], &[])
+}
+
 /// One act of a program of ours that prints "beat" as it comes on, and is killed and restarted here and on the next machine.
 fn beats_there(name: &str, flags: &[&str], environment: &[(&str, &str)]) -> Result<()> {
     let act = Act::here()?;
@@ -346,6 +354,28 @@ pub fn refused() -> Result<()> {
     ensure!(!status.success() && errors.contains("rdma_cm ids"), "the checkpoint ended with {status}: {errors}");
     let line = computation.wait_line("RESULT")?;
     ensure!(line == "RESULT server 0", "{line}");
+    computation.wait_exit().map(drop)
+}
+
+/// A drained send queue that holds requests back: no checkpoint, which says why at once; one that holds none is kept.
+///
+/// # Errors
+/// What went wrong.
+pub fn held_back() -> Result<()> {
+    let folder = Folder::new()?;
+    let program = folder.build("programs/heldback.c", "heldback", &["-libverbs"])?;
+    let mut computation = Computation::new(Mode::Pipe)?;
+    computation.launch(&[program])?;
+    computation.wait_line("beat")?;
+    let (status, _, errors) = computation.run("checkpoint", &[])?;
+    ensure!(!status.success() && errors.contains("in state SQD"), "the checkpoint ended with {status}: {errors}");
+    computation.type_in(b"go\n")?;
+    computation.wait_new_line("beat")?;
+    computation.checkpoint(&[])?;
+    computation.sigkill_all()?;
+    computation.restart(None)?;
+    computation.type_in(b"go\n")?;
+    computation.wait_line("PASS")?;
     computation.wait_exit().map(drop)
 }
 

@@ -9,8 +9,8 @@ use slackwater_harness::in_guest;
 use slackwater_mpi_tests::guest;
 use slackwater_verbs_tests::verifier::{self, CASES};
 use slackwater_verbs_tests::{
-    Pair, Scenario, absent, answers, atomic_write, bindings, closes, corners, devices, half_open, hammer, loads, play,
-    refused, strangers, travel, ucx as ucp,
+    Pair, Scenario, absent, answers, atomic_write, bindings, closed, closes, corners, devices, half_open, hammer,
+    held_back, loads, play, refused, strangers, travel, ucx as ucp,
 };
 use std::process::ExitCode;
 
@@ -71,6 +71,14 @@ const MORE: &[Pair] = &[
     pair("write_lat-old-post", "ib_write_lat -x 2 -F -n 5000 --use_old_post_send"),
     pair("read_lat-old-post", "ib_read_lat -x 2 -F -n 5000 --use_old_post_send"),
     pair("atomic_lat-old-post", "ib_atomic_lat -x 2 -F -n 5000 --use_old_post_send"),
+    // What else it is told to do.
+    pair("send_bw-16-qps-both-ways", "ib_send_bw -x 2 -F -D SECONDS -s 4096 -q 16 -b --mr_per_qp --tclass=96"),
+    pair("write_bw-post-list", "ib_write_bw -x 2 -F -D SECONDS -s 4096 -q 2 -l 16"),
+    pair("write_bw-all-sizes-both-ways", "ib_write_bw -x 2 -F -a -n 200 -b"),
+    pair("read_bw-all-sizes", "ib_read_bw -x 2 -F -a -n 200"),
+    pair("send_bw-inline", "ib_send_bw -x 2 -F -D SECONDS -s 32 -I 32"),
+    pair("read_lat-events", "ib_read_lat -x 2 -F -n 6000 -e"),
+    pair("atomic_lat-events", "ib_atomic_lat -x 2 -F -n 6000 -e"),
     pair("send_lat-uc", "ib_send_lat -x 2 -F -D SECONDS -c UC"),
     pair("send_lat-ud", "ib_send_lat -x 2 -F -D SECONDS -c UD"),
     pair("write_lat-uc", "ib_write_lat -x 2 -F -D SECONDS -c UC"),
@@ -144,6 +152,8 @@ fn main() -> ExitCode {
     add(true, "same-answers".into(), Box::new(answers), Box::new(|| guest::run("inside::same-answers")));
     let tour = || travel("inside::corners");
     add(true, "corners".into(), Box::new(corners), Box::new(tour));
+    let tour = || travel("inside::closed");
+    add(true, "closed".into(), Box::new(closed), Box::new(tour));
     add(true, "half-open".into(), Box::new(|| half_open(4)), Box::new(|| guest::run("inside::half-open")));
     let tour = || travel("inside::strangers");
     add(true, "strangers".into(), Box::new(strangers), Box::new(tour));
@@ -168,6 +178,7 @@ fn main() -> ExitCode {
     let suite = || guest::boot("inside::pyverbs", 1, &[], &bindings::suite()?.to_string_lossy());
     let other = || guest::run("inside::other-devices");
     add(false, "other-devices".into(), Box::new(|| devices::play(&MAIN[1])), Box::new(other));
+    add(true, "held-back".into(), Box::new(held_back), Box::new(|| guest::run("inside::held-back")));
     add(false, "rdma-cm-refused".into(), Box::new(refused), Box::new(|| guest::run("inside::rdma-cm-refused")));
     let writes = || guest::run("inside::atomic-write");
     add(false, "atomic-write".into(), Box::new(|| atomic_write(8)), Box::new(writes));

@@ -74,15 +74,15 @@ static void datagram(void) {
   }
   OK(!ibv_destroy_ah(ah));
 }
-/* 4, 5, 14: what lies before ibv_context; macros; extended CQs and ibv_wr_*. */
+/* 4, 5, 14: what lies before ibv_context; macros; extended CQs and ibv_wr_*, with checkpoints between start and end. */
 static void whole_context(void) {
   both(IBV_QPT_RC, 0); struct ibv_port_attr p; struct ibv_device_attr_ex d; OK(!ibv_query_port(ctx, 1, &p) && p.state == IBV_PORT_ACTIVE); OK(!ibv_query_device_ex(ctx, NULL, &d) && d.orig_attr.phys_port_cnt == 1);
   struct ibv_cq_init_attr_ex ca = {.cqe = 16, .wc_flags = IBV_WC_STANDARD_FLAGS}; struct ibv_cq_ex *x = ibv_create_cq_ex(ctx, &ca); OK(x);
   struct ibv_qp_init_attr_ex qa = {.send_cq = ibv_cq_ex_to_cq(x), .recv_cq = ibv_cq_ex_to_cq(x), .cap = {8, 8, 1, 1, 64}, .qp_type = IBV_QPT_RC, .comp_mask = IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_SEND_OPS_FLAGS, .pd = pd, .send_ops_flags = IBV_QP_EX_WITH_RDMA_WRITE};
   struct end e = a; OK(e.qp = ibv_create_qp_ex(ctx, &qa)); raise_to(&e, b.qp->qp_num, IBV_QPS_RTS);
   struct ibv_mr *m = ibv_reg_mr(pd, a.m, SIZE, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_RELAXED_ORDERING); OK(m);
-  struct ibv_qp_ex *q = ibv_qp_to_qp_ex(e.qp); ibv_wr_start(q); q->wr_id = 77; q->wr_flags = IBV_SEND_SIGNALED; ibv_wr_rdma_write(q, b.mr->rkey, (unsigned long)b.m); ibv_wr_set_sge(q, m->lkey, (unsigned long)a.m, 16); OK(!ibv_wr_complete(q));
-  cycle(); struct ibv_poll_cq_attr pa = {0}; OK(!ibv_start_poll(x, &pa)); OK(x->wr_id == 77 && !x->status && ibv_wc_read_opcode(x) == IBV_WC_RDMA_WRITE && ibv_wc_read_qp_num(x) == e.qp->qp_num); OK(ibv_next_poll(x)); ibv_end_poll(x);
+  struct ibv_qp_ex *q = ibv_qp_to_qp_ex(e.qp); ibv_wr_start(q); q->wr_id = 77; q->wr_flags = IBV_SEND_SIGNALED; ibv_wr_rdma_write(q, b.mr->rkey, (unsigned long)b.m); cycle(); ibv_wr_set_sge(q, m->lkey, (unsigned long)a.m, 16); OK(!ibv_wr_complete(q));
+  cycle(); struct ibv_poll_cq_attr pa = {0}; OK(!ibv_start_poll(x, &pa)); cycle(); OK(x->wr_id == 77 && !x->status && ibv_wc_read_opcode(x) == IBV_WC_RDMA_WRITE && ibv_wc_read_qp_num(x) == e.qp->qp_num); OK(ibv_next_poll(x)); ibv_end_poll(x);
   OK(!ibv_dereg_mr(m));
 }
 /* 6, and the biased locks: one thread posts, another polls, a third makes and destroys what shares the CQ. */
