@@ -46,7 +46,7 @@ pub enum Scenario {
 
 /// For how long a pair is at work that would go on for ever: between its two checkpoints and restarts it must not come to its end, on a
 /// busy machine either.
-const SECONDS: u32 = 5;
+const SECONDS: u32 = 10;
 
 /// Packets by which a pair is known to be at work: connection set-up sends none.
 const AT_WORK: u64 = 50;
