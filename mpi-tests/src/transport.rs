@@ -67,7 +67,7 @@ const UCX: &[&str] = &[
     "ucx,sm",
 ];
 /// Soft-RoCE: UCX needs the IPv6 GID there, and ud_verbs beside rc_verbs.
-const VERBS: &[(&str, &str)] =
+pub const VERBS: &[(&str, &str)] =
     &[("UCX_NET_DEVICES", "rxe0:1"), ("UCX_IB_GID_INDEX", "2"), ("UCX_TLS", "rc_verbs,ud_verbs,self")];
 
 /// The same, with large messages by process_vm_readv(2); by RDMA reads; by RDMA writes.

@@ -91,7 +91,7 @@ pub fn play(pair: &Pair, scenario: Scenario) -> Result<()> {
 }
 
 fn launch(computation: &mut Computation, pair: &Pair, seconds: u32) -> Result<()> {
-    for (name, value) in ucx::RC {
+    for (name, value) in slackwater_mpi_tests::transport::VERBS {
         computation.env(name, value);
     }
     computation.launch(&["/bin/bash".into(), "-c".into(), script(pair, seconds)])
@@ -187,9 +187,7 @@ pub fn loads() -> Result<()> {
     let mut computation = Computation::new(Mode::Pipe)?;
     computation.launch_with(&["--plugin", &plugin], &[program, "ours".into(), "-l".into()])?;
     computation.wait_line("ok")?;
-    computation.checkpoint(&[])?;
-    computation.sigkill_all()?;
-    computation.restart(None)?;
+    computation.cycle()?;
     computation.type_in(b"once more\n")?;
     computation.wait_line("again")?;
     Ok(())
@@ -371,9 +369,7 @@ pub fn held_back() -> Result<()> {
     ensure!(!status.success() && errors.contains("in state SQD"), "the checkpoint ended with {status}: {errors}");
     computation.type_in(b"go\n")?;
     computation.wait_new_line("beat")?;
-    computation.checkpoint(&[])?;
-    computation.sigkill_all()?;
-    computation.restart(None)?;
+    computation.cycle()?;
     computation.type_in(b"go\n")?;
     computation.wait_line("PASS")?;
     computation.wait_exit().map(drop)

@@ -2,13 +2,10 @@
 use crate::{Folder, beats, beats_there};
 use anyhow::Result;
 use slackwater_harness::{Computation, Mode};
+use slackwater_mpi_tests::transport::VERBS;
 
-/// UCX's settings for soft-RoCE: it needs the IPv6 GID there, and datagrams beside connections.
-pub(crate) const RC: &[(&str, &str)] = &[DEVICE, GID, ("UCX_TLS", "rc_verbs,ud_verbs,self")];
 /// Datagrams alone.
-const UD: &[(&str, &str)] = &[DEVICE, GID, ("UCX_TLS", "ud_verbs,self")];
-const DEVICE: (&str, &str) = ("UCX_NET_DEVICES", "rxe0:1");
-const GID: (&str, &str) = ("UCX_IB_GID_INDEX", "2");
+const UD: &[(&str, &str)] = &[VERBS[0], VERBS[1], ("UCX_TLS", "ud_verbs,self")];
 
 const FLAGS: &[&str] = &["-lucp", "-lucs"];
 
@@ -17,7 +14,7 @@ const FLAGS: &[&str] = &["-lucp", "-lucs"];
 /// # Errors
 /// What went wrong.
 pub fn moves(datagrams: bool) -> Result<()> {
-    beats_there("ucp", FLAGS, if datagrams { UD } else { RC })
+    beats_there("ucp", FLAGS, if datagrams { UD } else { VERBS })
 }
 
 /// Over datagrams, while UCX's clock goes as the program's head says of this `clock`: UCX is never at the end of its patience.

@@ -340,7 +340,10 @@ pub fn after_fork() {
 /// Lets the threads go, the first one before the others.
 pub fn resume() {
     // While STOP stands: who has just filled its slot still comes to be asked.
-    parked::leave_first(FIRST_LEAVES_NS);
+    // (After a defect of ours nobody may stand: slots are of the last stop then.)
+    if STOP.load(Acquire) != 0 {
+        parked::leave_first(FIRST_LEAVES_NS);
+    }
     STOP.store(0, Release);
     GO.fetch_add(1, AcqRel);
     parked::look(u32::MAX);

@@ -177,31 +177,35 @@ pub fn leave_first(deadline_ns: u64) {
 }
 
 /// A line of a status file of /proc, after its name.
-fn status_line(path: &str, name: &[u8]) -> Option<String> {
-    let text = sys::read_file(core::ffi::CStr::from_bytes_with_nul(path.as_bytes()).ok()?).ok()?;
+fn status_line<'a>(text: &'a [u8], name: &[u8]) -> Option<&'a str> {
     let line = text.split(|&c| c == b'\n').find_map(|l| l.strip_prefix(name))?;
-    Some(core::str::from_utf8(line).ok()?.trim().into())
+    Some(core::str::from_utf8(line).ok()?.trim())
 }
 
-/// A set of signals in the status of `tid`; empty if it is gone.
-fn signals(tid: i32, name: &[u8]) -> u64 {
-    let line = status_line(&format!("/proc/self/task/{tid}/status\0"), name);
-    line.and_then(|l| u64::from_str_radix(&l, 16).ok()).unwrap_or(0)
+/// Sets of signals in the status of `tid`, by their names there; empty if it is gone. Read once: others stand meanwhile.
+fn signals<const N: usize>(tid: i32, names: [&[u8]; N]) -> [u64; N] {
+    let path = format!("/proc/self/task/{tid}/status\0");
+    let text = core::ffi::CStr::from_bytes_with_nul(path.as_bytes()).ok().and_then(|p| sys::read_file(p).ok());
+    let text = text.unwrap_or_default();
+    names.map(|name| status_line(&text, name).and_then(|l| u64::from_str_radix(l, 16).ok()).unwrap_or(0))
 }
 
 /// Is `signal` in the mask of `tid`?
 pub fn blocks(tid: i32, signal: i32) -> bool {
-    signals(tid, b"SigBlk:") & 1 << (signal - 1) != 0
+    let [mask] = signals(tid, [b"SigBlk:"]);
+    mask & 1 << (signal - 1) != 0
 }
 
 /// In the handler it blocks all, afterwards never our signal; and what waits for it then it takes before anything else.
 fn is_leaving(tid: i32) -> bool {
-    blocks(tid, super::signal()) || signals(tid, b"ShdPnd:") & !signals(tid, b"SigBlk:") != 0
+    let [mask, waiting] = signals(tid, [b"SigBlk:", b"ShdPnd:"]);
+    mask & 1 << (super::signal() - 1) != 0 || waiting & !mask != 0
 }
 
 /// False only if no process of this user has a signal that waits.
 fn any_queued() -> bool {
-    !status_line("/proc/thread-self/status\0", b"SigQ:").is_some_and(|l| l.starts_with("0/"))
+    let text = sys::read_file(c"/proc/thread-self/status").unwrap_or_default();
+    !status_line(&text, b"SigQ:").is_some_and(|l| l.starts_with("0/"))
 }
 
 /// With all threads parked: what waits for them and for the process goes into [`pending`]'s table, and back.
@@ -215,7 +219,7 @@ pub fn take_pending(leader_gone: bool) {
     }
     pending::take_process();
     for slot in slots() {
-        let owns = slot.ready.load(Acquire) && signals(slot.tid, b"SigPnd:") != 0;
+        let owns = slot.ready.load(Acquire) && signals(slot.tid, [b"SigPnd:"]) != [0];
         slot.owns_pending.store(owns, Relaxed);
     }
     let pid = sys::getpid();
