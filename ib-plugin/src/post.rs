@@ -8,10 +8,10 @@
 //! FFI entries: arguments are what `<infiniband/verbs.h>` says, objects are ours.
 use crate::cq::Cq;
 use crate::keep::{Keep, MARKER, Soaked};
-use crate::qp::Qp;
+use crate::qp::{Qp, Tail};
 use crate::srq::Srq;
 use crate::wr::{WR_ATOMIC_WRITE, post_atomic_write};
-use crate::{ah::Ah, context::Context, keys::KeyMap, mr, peers, sync::{Held, Inside}};
+use crate::{ah::Ah, context::Context, keys::KeyMap, mr, peers, sync::Inside};
 use alloc::vec::Vec;
 use core::ffi::{c_int, c_uint};
 use core::mem::MaybeUninit;
@@ -25,13 +25,32 @@ const ANSWERED: u32 = 1 << 4 | 1 << 5 | 1 << 6;
 pub(crate) const SIGNALED: c_uint = 2;
 pub(crate) const INLINE: c_uint = 8;
 
-/// `ibv_post_send(3)`, through `context->ops`.
+/// `ibv_post_send(3)`, through `context->ops`. As `post_recv`, in as few stores as may be: they are what its time goes to.
 pub(crate) unsafe extern "C" fn post_send(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad: *mut *mut ibv_send_wr) -> c_int {
     let q = &mut *qp.cast::<Qp>();
-    match Held::take(&raw const q.sq_lock) {
-        Some(_held) => send_locked(q, wr, bad),
-        None => send_slowly(q, wr, bad),
+    if !q.sq_lock.enter_wrapped() {
+        return send_slowly(q, wr, bad);
     }
+    if q.copies {
+        return send_held(q, wr, bad);
+    }
+    let ret = (q.post_send)(q.real, wr, bad);
+    if ret != 0 {
+        return refused_held(q, wr, bad, ret);
+    }
+    if wr.is_null() || !(*wr).next.is_null() {
+        return count_held(q, wr);
+    }
+    count(q, wr);
+    q.sq_lock.leave_wrapped();
+    0
+}
+
+#[inline(never)]
+unsafe fn send_held(qp: &mut Qp, wr: *mut ibv_send_wr, bad: *mut *mut ibv_send_wr) -> c_int {
+    let ret = send_copied(qp, wr, bad);
+    qp.sq_lock.leave_wrapped();
+    ret
 }
 
 /// By a thread that the lock does not lean to.
@@ -45,75 +64,98 @@ unsafe fn send_slowly(qp: &mut Qp, wr: *mut ibv_send_wr, bad: *mut *mut ibv_send
 }
 
 /// With the send queue's lock held.
-#[inline(always)]
 pub(crate) unsafe fn send_locked(qp: &mut Qp, wr: *mut ibv_send_wr, bad: *mut *mut ibv_send_wr) -> c_int {
     if qp.copies {
         return send_copied(qp, wr, bad);
     }
     let ret = (qp.post_send)(qp.real, wr, bad);
-    count(qp, wr, if ret == 0 { null_mut() } else { *bad });
+    count_list(qp, wr, if ret == 0 { null_mut() } else { *bad });
     ret
 }
 
 #[inline(always)]
-unsafe fn count(qp: &mut Qp, mut wr: *mut ibv_send_wr, end: *mut ibv_send_wr) {
+unsafe fn count(qp: &mut Qp, wr: *const ibv_send_wr) {
+    let op = (*wr).opcode;
+    if TWO_SIDED >> op & 1 != 0 {
+        let n = if op == 1 { 0 } else { (*wr).num_sge as usize };
+        qp.sq.sent((0..n).map(|i| (*(*wr).sg_list.add(i)).length).fold(0, u32::wrapping_add));
+    }
+    let tail = &mut qp.sq.tail;
+    if qp.sig_all | ((*wr).send_flags & SIGNALED != 0) {
+        qp.sq.signaled += 1;
+        if tail.count != 0 {
+            *tail = Tail::default();
+        }
+        return;
+    }
+    tail.count += 1;
+    tail.open = TWO_SIDED >> op & 1 == 0;
+    tail.answered |= ANSWERED >> op & 1 != 0;
+    if op == 5 || op == 6 {
+        qp.sq.last_atomic = ((*wr).wr.atomic.remote_addr, (*wr).wr.atomic.rkey);
+    }
+}
+
+/// Up to `end`, which the driver has refused.
+unsafe fn count_list(qp: &mut Qp, mut wr: *mut ibv_send_wr, end: *mut ibv_send_wr) {
     while wr != end && !wr.is_null() {
-        let op = (*wr).opcode;
-        if TWO_SIDED >> op & 1 != 0 {
-            let mut len = 0;
-            if op != 1 {
-                for i in 0..(*wr).num_sge as usize {
-                    len += (*(*wr).sg_list.add(i)).length;
-                }
-            }
-            qp.sq.sent(len);
-        }
-        if qp.sig_all | ((*wr).send_flags & SIGNALED != 0) {
-            qp.sq.signaled += 1;
-            qp.sq.tail = 0;
-            qp.sq.tail_open = false;
-            qp.sq.tail_answered = false;
-        } else {
-            qp.sq.tail += 1;
-            qp.sq.tail_open = TWO_SIDED >> op & 1 == 0;
-            qp.sq.tail_answered |= ANSWERED >> op & 1 != 0;
-            if op == 5 || op == 6 {
-                qp.sq.last_atomic = ((*wr).wr.atomic.remote_addr, (*wr).wr.atomic.rkey);
-            }
-        }
+        count(qp, wr);
         wr = (*wr).next;
     }
 }
 
-/// A scatter list with the driver's keys.
-pub(crate) struct Translated {
-    few: MaybeUninit<[ibv_sge; 16]>,
-    many: Vec<ibv_sge>,
+/// A list, which the path of a single request does not save registers for.
+#[inline(never)]
+unsafe fn count_held(qp: &mut Qp, wr: *mut ibv_send_wr) -> c_int {
+    count_list(qp, wr, null_mut());
+    qp.sq_lock.leave_wrapped();
+    0
 }
 
-impl Translated {
-    #[inline(always)]
-    pub(crate) const fn new() -> Self {
-        Self { few: MaybeUninit::uninit(), many: Vec::new() }
-    }
+#[cold]
+unsafe fn refused_held(qp: &mut Qp, wr: *mut ibv_send_wr, bad: *mut *mut ibv_send_wr, ret: c_int) -> c_int {
+    count_list(qp, wr, *bad);
+    qp.sq_lock.leave_wrapped();
+    ret
+}
 
-    /// Of the program's list, which serves itself as long as there has been no restart. Valid as long as `self`.
-    #[inline(always)]
-    pub(crate) unsafe fn make(&mut self, keys: *const KeyMap, list: *mut ibv_sge, n: c_int) -> *mut ibv_sge {
-        let Some(keys) = keys.as_ref() else { return list };
-        let n = n as usize;
-        let to = if n <= 16 {
-            self.few.as_mut_ptr().cast::<ibv_sge>()
-        } else {
-            self.many.reserve(n);
-            self.many.as_mut_ptr()
-        };
-        for i in 0..n {
-            let sge = &*list.add(i);
-            to.add(i).write(ibv_sge { addr: sge.addr, length: sge.length, lkey: keys.get(sge.lkey) });
+/// How long a scatter list is translated without allocation.
+const FEW: usize = 16;
+
+/// Calls `f` with the program's scatter list by the driver's keys: the list itself as long as there has been no restart.
+#[inline(always)]
+pub(crate) unsafe fn translated<R>(
+    keys: *const KeyMap,
+    list: *mut ibv_sge,
+    n: c_int,
+    f: impl FnOnce(*mut ibv_sge) -> R,
+) -> R {
+    let mut few = MaybeUninit::<[ibv_sge; FEW]>::uninit();
+    let mut to = list;
+    if let Some(keys) = keys.as_ref() {
+        if n as usize > FEW {
+            return many(keys, list, n as usize, f);
         }
-        to
+        to = few.as_mut_ptr().cast();
+        translate(keys, list, n as usize, to);
     }
+    f(to)
+}
+
+#[inline(always)]
+unsafe fn translate(keys: &KeyMap, from: *const ibv_sge, n: usize, to: *mut ibv_sge) {
+    for i in 0..n {
+        let sge = &*from.add(i);
+        to.add(i).write(ibv_sge { addr: sge.addr, length: sge.length, lkey: keys.get(sge.lkey) });
+    }
+}
+
+#[cold]
+#[inline(never)]
+unsafe fn many<R>(keys: &KeyMap, list: *const ibv_sge, n: usize, f: impl FnOnce(*mut ibv_sge) -> R) -> R {
+    let mut own = Vec::<ibv_sge>::with_capacity(n);
+    translate(keys, list, n, own.as_mut_ptr());
+    f(own.as_mut_ptr())
 }
 
 /// Datagrams, QPs with atomic writes, and everything after a restart: one request at a time, with the driver's handles and keys.
@@ -123,10 +165,6 @@ unsafe fn send_copied(qp: &mut Qp, mut wr: *mut ibv_send_wr, bad: *mut *mut ibv_
         core::ptr::copy_nonoverlapping(wr, own.as_mut_ptr(), 1);
         let own = own.assume_init_mut();
         own.next = null_mut();
-        let mut list = Translated::new();
-        if own.send_flags & INLINE == 0 {
-            own.sg_list = list.make(qp.lkeys, own.sg_list, own.num_sge);
-        }
         match (qp.kind, own.opcode) {
             (ibv_qp_type::IBV_QPT_UD, _) => {
                 let ah = own.wr.ud.ah.cast::<Ah>();
@@ -143,30 +181,77 @@ unsafe fn send_copied(qp: &mut Qp, mut wr: *mut ibv_send_wr, bad: *mut *mut ibv_
             }
             _ => {}
         }
-        let mut failed = null_mut();
-        let ret = if own.opcode == WR_ATOMIC_WRITE && own.send_flags & INLINE != 0 {
-            post_atomic_write(qp, own)
+        let ret = if own.send_flags & INLINE == 0 {
+            translated(qp.lkeys, own.sg_list, own.num_sge, |list| {
+                own.sg_list = list;
+                let mut failed = null_mut();
+                (qp.post_send)(qp.real, own, &mut failed)
+            })
         } else {
-            (qp.post_send)(qp.real, own, &mut failed)
+            send_inline(qp, own)
         };
         if ret != 0 {
             *bad = wr;
             return ret;
         }
-        count(qp, wr, (*wr).next);
+        count(qp, wr);
         wr = (*wr).next;
     }
     0
 }
 
+/// Data that needs no keys.
+#[inline(never)]
+unsafe fn send_inline(qp: &Qp, own: &mut ibv_send_wr) -> c_int {
+    if own.opcode == WR_ATOMIC_WRITE {
+        return post_atomic_write(qp, own);
+    }
+    let mut failed = null_mut();
+    (qp.post_send)(qp.real, own, &mut failed)
+}
+
 /// `ibv_post_recv(3)`, through `context->ops`.
 pub(crate) unsafe extern "C" fn post_recv(qp: *mut ibv_qp, wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
     let q = &mut *qp.cast::<Qp>();
-    match Held::take(&raw const q.rq_lock) {
-        Some(_held) if !q.rq_slow => recv_fast(q, wr, bad),
-        Some(_held) => recv_slow(q, wr, bad),
-        None => recv_slowly(q, wr, bad),
+    if !q.rq_lock.enter_wrapped() {
+        return recv_slowly(q, wr, bad);
     }
+    if q.rq_slow {
+        return recv_held(q, wr, bad);
+    }
+    let ret = (q.post_recv)(q.real, wr, bad);
+    if ret != 0 {
+        return unremembered_held(q, wr, bad, ret);
+    }
+    if wr.is_null() || !(*wr).next.is_null() || (*wr).num_sge != 1 {
+        return remember_held(q, wr);
+    }
+    q.rq.slots.put_one(q.rq.slot(q.rq.tail), wr);
+    q.rq.tail += 1;
+    q.rq_lock.leave_wrapped();
+    0
+}
+
+#[inline(never)]
+unsafe fn recv_held(qp: &mut Qp, wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
+    let ret = recv_slow(qp, wr, bad);
+    qp.rq_lock.leave_wrapped();
+    ret
+}
+
+/// As `count_held`.
+#[inline(never)]
+unsafe fn remember_held(qp: &mut Qp, wr: *mut ibv_recv_wr) -> c_int {
+    remember_list(qp, wr, null_mut());
+    qp.rq_lock.leave_wrapped();
+    0
+}
+
+#[cold]
+unsafe fn unremembered_held(qp: &mut Qp, wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr, ret: c_int) -> c_int {
+    remember_list(qp, wr, *bad);
+    qp.rq_lock.leave_wrapped();
+    ret
 }
 
 /// By a thread that the lock does not lean to.
@@ -174,31 +259,24 @@ pub(crate) unsafe extern "C" fn post_recv(qp: *mut ibv_qp, wr: *mut ibv_recv_wr,
 unsafe fn recv_slowly(qp: &mut Qp, wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
     let _w = Inside::enter();
     qp.rq_lock.acquire();
-    let ret = if qp.rq_slow { recv_slow(qp, wr, bad) } else { recv_fast(qp, wr, bad) };
+    let ret = if qp.rq_slow {
+        recv_slow(qp, wr, bad)
+    } else {
+        let ret = (qp.post_recv)(qp.real, wr, bad);
+        remember_list(qp, wr, if ret == 0 { null_mut() } else { *bad });
+        ret
+    };
     qp.rq_lock.release();
     ret
 }
 
-#[inline(always)]
-unsafe fn recv_fast(qp: &mut Qp, wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
-    let ret = (qp.post_recv)(qp.real, wr, bad);
-    if ret == 0 && !wr.is_null() && (*wr).next.is_null() {
-        remember(qp, wr);
-    } else {
-        remember_list(qp, wr, if ret == 0 { null_mut() } else { *bad });
-    }
-    ret
-}
-
-#[inline(always)]
 unsafe fn remember(qp: &mut Qp, wr: *mut ibv_recv_wr) {
     let slot = qp.rq.slot(qp.rq.tail);
     qp.rq.slots.put(slot, wr);
     qp.rq.tail += 1;
 }
 
-/// Up to `end`, which the driver has refused. Not inlined: the path of a single one would save registers for it.
-#[inline(never)]
+/// Up to `end`, which the driver has refused.
 unsafe fn remember_list(qp: &mut Qp, mut wr: *mut ibv_recv_wr, end: *mut ibv_recv_wr) {
     while wr != end && !wr.is_null() {
         remember(qp, wr);
@@ -209,7 +287,9 @@ unsafe fn remember_list(qp: &mut Qp, mut wr: *mut ibv_recv_wr, end: *mut ibv_rec
 /// After a restart, or while soaked messages wait for receives.
 unsafe fn recv_slow(qp: &mut Qp, mut wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
     while !wr.is_null() {
-        if let Some(message) = qp.soaked.pop_front() {
+        if !qp.soaked.is_empty()
+            && let Some(message) = qp.soaked.pop_front()
+        {
             let ctx = Context::of(qp.ibv.qp_base.context);
             deliver(ctx, qp, message, wr);
             qp.rq_slow = qp.translated || !qp.soaked.is_empty();
@@ -228,12 +308,13 @@ unsafe fn recv_slow(qp: &mut Qp, mut wr: *mut ibv_recv_wr, bad: *mut *mut ibv_re
 }
 
 /// Posts one receive to the driver, with its keys.
+#[inline(always)]
 pub(crate) unsafe fn recv_one(qp: &Qp, id: u64, list: *const ibv_sge, n: c_int) -> c_int {
-    let mut own = Translated::new();
-    let sg_list = own.make(qp.lkeys, list.cast_mut(), n);
-    let mut wr = ibv_recv_wr { wr_id: id, next: null_mut(), sg_list, num_sge: n };
-    let mut bad = null_mut();
-    (qp.post_recv)(qp.real, &mut wr, &mut bad)
+    translated(qp.lkeys, list.cast_mut(), n, |sg_list| {
+        let mut wr = ibv_recv_wr { wr_id: id, next: null_mut(), sg_list, num_sge: n };
+        let mut bad = null_mut();
+        (qp.post_recv)(qp.real, &mut wr, &mut bad)
+    })
 }
 
 /// Puts a soaked message into a receive which the program posts now, and its completion into the CQ.
@@ -310,9 +391,7 @@ unsafe fn account_slow(cq: &mut Cq, qp: &mut Qp, w: &mut ibv_wc) -> bool {
         cq.own = cq.own.saturating_sub(1);
         if ok {
             // Work requests of one send queue complete in order: nothing before the marker is left.
-            qp.sq.tail = 0;
-            qp.sq.tail_open = false;
-            qp.sq.tail_answered = false;
+            qp.sq.tail = Tail::default();
         }
         return false;
     }

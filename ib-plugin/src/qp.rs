@@ -26,15 +26,20 @@ pub(crate) struct Sq {
     pub(crate) two_sided: u64,
     /// Signaled requests posted.
     pub(crate) signaled: u64,
-    /// Unsignaled requests after the last signaled one.
-    pub(crate) tail: u32,
-    /// The last of them is one-sided: that the peer received all messages does not show that it is done.
-    pub(crate) tail_open: bool,
-    /// One of them is answered into our memory.
-    pub(crate) tail_answered: bool,
+    pub(crate) tail: Tail,
     /// Where the last unsignaled atomic went: address and key, as the program calls it.
     pub(crate) last_atomic: (u64, u32),
     lengths: Box<[u32]>,
+}
+
+/// Unsignaled requests after the last signaled one.
+#[derive(Debug, Default)]
+pub(crate) struct Tail {
+    pub(crate) count: u32,
+    /// The last of them is one-sided: that the peer received all messages does not show that it is done.
+    pub(crate) open: bool,
+    /// One of them is answered into our memory.
+    pub(crate) answered: bool,
 }
 
 impl Sq {
@@ -211,9 +216,7 @@ impl Qp {
     pub(crate) fn reset_counters(&mut self) {
         self.sq.two_sided = 0;
         self.sq.signaled = 0;
-        self.sq.tail = 0;
-        self.sq.tail_open = false;
-        self.sq.tail_answered = false;
+        self.sq.tail = Tail::default();
         self.completed = 0;
         self.received = 0;
         self.rq.clear();

@@ -212,13 +212,13 @@ unsafe fn describe(contexts: &[*mut Context], told: &BTreeMap<QpId, Counts>) -> 
     let mut n = 0;
     each_qp(contexts, |ctx, qp| {
         let sent_to_us = told.get(&(guid(ctx), qp.number())).map_or(0, |p| p.sent);
-        let quiet = qp.completed >= qp.sq.signaled && qp.sq.tail == 0 && qp.markers == 0 && sent_to_us <= qp.received;
+        let quiet = qp.completed >= qp.sq.signaled && qp.sq.tail.count == 0 && qp.markers == 0 && sent_to_us <= qp.received;
         if n < 4 && !quiet {
             n += 1;
             text += &format!(
                 " QP {:#x} (state {}, driver's {}): {} of {} signaled sends complete, {} unsignaled after them, {} markers \
                  out; {} of {} messages received, {} receives posted;",
-                qp.number(), qp.state(), real_state(qp), qp.completed, qp.sq.signaled, qp.sq.tail, qp.markers, qp.received,
+                qp.number(), qp.state(), real_state(qp), qp.completed, qp.sq.signaled, qp.sq.tail.count, qp.markers, qp.received,
                 sent_to_us, qp.rq.posted()
             );
         }

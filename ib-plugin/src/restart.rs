@@ -19,7 +19,7 @@ use crate::keys::KeyMap;
 use crate::pd::Pd;
 use crate::place::place;
 use crate::attr::mask;
-use crate::qp::{Qp, kind, state};
+use crate::qp::{Qp, Tail, kind, state};
 use crate::quiesce::{contexts, port_maps};
 use crate::reconnect::connect;
 use crate::{cm, driver, fds};
@@ -244,9 +244,7 @@ unsafe fn queues(contexts: &[*mut Context], card: &mut Card) -> Outcome<()> {
             }
             (q.translated, q.copies, q.rq_slow, q.attention) = (true, true, true, true);
             q.markers = 0;
-            q.sq.tail = 0;
-            q.sq.tail_open = false;
-            q.sq.tail_answered = false;
+            q.sq.tail = Tail::default();
             q.completed = q.sq.signaled;
             if q.state() != state::IBV_QPS_RESET {
                 let extra = if q.kind == kind::IBV_QPT_UD { mask::QKEY } else { mask::ACCESS_FLAGS };

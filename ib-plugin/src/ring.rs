@@ -16,12 +16,17 @@ struct Cell {
     count: u64,
 }
 
-const _: () = assert!(size_of::<Cell>() == size_of::<ibv_sge>());
+const _: () = assert!(size_of::<Cell>() == size_of::<ibv_sge>() && size_of::<Cell>() == 1 << CELL);
+/// Bytes of a cell, as a power of two.
+const CELL: u32 = 4;
 
 /// Slots of posted receives: each a power of two of cells, so that one shift leads to all that a post writes.
 pub(crate) struct Slots {
     cells: Box<[Cell]>,
+    /// Cells of a slot, as a power of two.
     shift: u32,
+    /// Bytes of a slot, as a power of two.
+    bytes: u64,
     /// Longest scatter list.
     stride: usize,
 }
@@ -30,34 +35,38 @@ impl Slots {
     pub(crate) fn new(slots: usize, sges: usize) -> Self {
         let stride = sges.max(1);
         let shift = (stride + 1).next_power_of_two().trailing_zeros();
-        Self { cells: vec![Cell { id: 0, count: 0 }; slots << shift].into(), shift, stride }
+        Self { cells: vec![Cell { id: 0, count: 0 }; slots << shift].into(), shift, bytes: u64::from(shift + CELL), stride }
     }
 
-    /// Remembers a receive. The caller has checked `num_sge` against the queue's limit.
     #[inline(always)]
-    pub(crate) unsafe fn put(&mut self, slot: usize, wr: *const ibv_recv_wr) {
-        // SAFETY: slot < len by the callers' masks; the program gave num_sge entries, and there is room for `stride`.
+    unsafe fn at(&mut self, slot: usize) -> *mut Cell {
+        // SAFETY: slot < len by the callers' masks.
+        unsafe { self.cells.as_mut_ptr().byte_add(slot << self.bytes) }
+    }
+
+    /// Remembers a receive of one scatter entry.
+    #[inline(always)]
+    pub(crate) unsafe fn put_one(&mut self, slot: usize, wr: *const ibv_recv_wr) {
+        // SAFETY: as in `put`.
         unsafe {
-            let at = self.cells.as_mut_ptr().add(slot << self.shift);
-            let n = (*wr).num_sge as usize;
-            at.write(Cell { id: (*wr).wr_id, count: n as u64 });
-            let to = at.add(1).cast::<ibv_sge>();
-            if n == 1 {
-                to.copy_from_nonoverlapping((*wr).sg_list, 1);
-            } else {
-                Self::put_more(at, (*wr).sg_list, n.min(self.stride));
+            let at = self.at(slot);
+            (*at).id = (*wr).wr_id;
+            // Mostly the slot has held such a one already: a load costs less than a store.
+            if (*at).count != 1 {
+                (*at).count = 1;
             }
+            at.add(1).cast::<ibv_sge>().copy_from_nonoverlapping((*wr).sg_list, 1);
         }
     }
 
-    #[inline(never)]
-    unsafe fn put_more(at: *mut Cell, list: *const ibv_sge, n: usize) {
-        // SAFETY: as in `put`.
+    /// Remembers a receive. The caller has checked `num_sge` against the queue's limit.
+    pub(crate) unsafe fn put(&mut self, slot: usize, wr: *const ibv_recv_wr) {
+        // SAFETY: slot < len by the callers' masks; the program gave num_sge entries, and there is room for `stride`.
         unsafe {
-            (*at).count = n as u64;
-            for i in 0..n {
-                at.add(1 + i).cast::<ibv_sge>().write(*list.add(i));
-            }
+            let at = self.at(slot);
+            let n = ((*wr).num_sge as usize).min(self.stride);
+            at.write(Cell { id: (*wr).wr_id, count: n as u64 });
+            at.add(1).cast::<ibv_sge>().copy_from_nonoverlapping((*wr).sg_list, n);
         }
     }
 

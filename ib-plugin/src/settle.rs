@@ -91,7 +91,7 @@ pub(crate) unsafe fn one(
     let mut quiet = Quiet::Yes;
     if qp.completed < qp.sq.signaled || qp.markers != 0 {
         quiet = Quiet::No;
-    } else if qp.sq.tail != 0 {
+    } else if qp.sq.tail.count != 0 {
         quiet = tail(qp, peer)?;
     }
     let sends = quiet == Quiet::No;
@@ -137,7 +137,7 @@ unsafe fn held_back(qp: &Qp, drained: &mut BTreeSet<*mut Qp>) -> Result<(), Stri
     Err(format!(
         "QP {:#x} is in state SQD with requests that it may hold back ({} of {} signaled ones complete, {} unsignaled after them): \
          the program runs on; checkpoint it when the queue is in RTS again, or empty",
-        qp.number(), qp.completed, qp.sq.signaled, qp.sq.tail
+        qp.number(), qp.completed, qp.sq.signaled, qp.sq.tail.count
     ))
 }
 
@@ -154,7 +154,7 @@ unsafe fn tail(qp: &mut Qp, peer: Peer) -> Result<Quiet, String> {
             // First by counts: a tail that ends in a message needs no marker.
             Peer::Known(peer) => {
                 let executed = peer.received >= qp.sq.two_sided;
-                if executed && !qp.sq.tail_open && !qp.sq.tail_answered {
+                if executed && !qp.sq.tail.open && !qp.sq.tail.answered {
                     return Ok(Quiet::Yes);
                 }
                 if !executed && u32::from(peer.state) != state::IBV_QPS_ERR {
@@ -190,7 +190,7 @@ unsafe fn flushed(qp: &mut Qp, flushing: &mut BTreeSet<*mut Qp>) -> Result<Quiet
             attr.qp_state = state::IBV_QPS_ERR;
             f(qp.real, &mut attr, mask::STATE);
         }
-        let marked = match (qp.sq.signaled + u64::from(qp.sq.tail), qp.kind) {
+        let marked = match (qp.sq.signaled + u64::from(qp.sq.tail.count), qp.kind) {
             // A datagram needs an address handle, and the program may have none any more: its signaled requests are counted.
             (0, _) | (_, kind::IBV_QPT_UD) => 0,
             _ => mark(qp, ibv_wr_opcode::IBV_WR_RDMA_WRITE)?,

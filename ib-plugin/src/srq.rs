@@ -169,9 +169,9 @@ type PostFn = unsafe extern "C" fn(*mut ibv_srq, *mut ibv_recv_wr, *mut *mut ibv
 
 /// Posts one receive to the driver under the slot's number.
 pub(crate) unsafe fn repost(f: PostFn, srq: &Srq, slot: usize, list: *mut ibv_sge, n: c_int) -> c_int {
-    let mut own = post::Translated::new();
-    let list = own.make((*(*Context::of(srq.ibv.context)).device).lkeys, list, n);
-    let mut wr = ibv_recv_wr { wr_id: SRQ_TAG | slot as u64, next: null_mut(), sg_list: list, num_sge: n };
-    let mut bad = null_mut();
-    f(srq.real, &mut wr, &mut bad)
+    post::translated((*(*Context::of(srq.ibv.context)).device).lkeys, list, n, |sg_list| {
+        let mut wr = ibv_recv_wr { wr_id: SRQ_TAG | slot as u64, next: null_mut(), sg_list, num_sge: n };
+        let mut bad = null_mut();
+        f(srq.real, &mut wr, &mut bad)
+    })
 }

@@ -163,6 +163,12 @@ impl Biased {
         Self { owner: AtomicUsize::new(FREE), inside: AtomicBool::new(false), spin: Lock::new(()), guard }
     }
 
+    /// The guard block of the calling thread, whose pointer is `me`.
+    #[inline(always)]
+    fn block(&self, me: usize) -> *mut thread::PerThread {
+        me.wrapping_add_signed(self.guard) as *mut thread::PerThread
+    }
+
     #[inline(always)]
     pub(crate) fn acquire(&self) {
         let me = this_thread();
@@ -232,45 +238,67 @@ impl Biased {
     }
 }
 
-/// Inside a wrapper with a lock that leans to this thread: the usual case of the data path, in as few instructions as may be.
-/// The wrapper's depth is stored, not counted up and down, so that no call waits for the last one's stores.
-pub(crate) struct Held {
-    lock: *const Biased,
-    block: *mut thread::PerThread,
+impl Biased {
+    /// Inside a wrapper with a lock that leans to this thread: the usual case of the data path, in as few instructions as may be.
+    /// The wrapper's depth is stored, not counted up and down, so that no call waits for the last one's stores. False: in another
+    /// wrapper already, or the lock does not lean to this thread; nothing has been taken then.
+    #[inline(always)]
+    pub(crate) fn enter_wrapped(&self) -> bool {
+        let me = this_thread();
+        let block = self.block(me);
+        // SAFETY: the block is this thread's, and a handler on it may ask for a stop at any instant.
+        unsafe {
+            if self.owner.load(Ordering::Relaxed) != me || (&raw const (*block).wrapper_depth).read_volatile() != 0 {
+                return false;
+            }
+            (&raw mut (*block).wrapper_depth).write_volatile(1);
+        }
+        self.inside.store(true, Ordering::Relaxed);
+        // As in `Biased::enter`.
+        compiler_fence(Ordering::SeqCst);
+        if self.owner.load(Ordering::Acquire) == me {
+            return true;
+        }
+        self.leave_wrapped();
+        false
+    }
+
+    /// Counterpart of [`Self::enter_wrapped`]. The block is looked up again: to keep it would save a register around the driver's
+    /// call, and restore it.
+    #[inline(always)]
+    pub(crate) fn leave_wrapped(&self) {
+        let block = self.block(this_thread());
+        self.inside.store(false, Ordering::Release);
+        // SAFETY: as above.
+        unsafe {
+            (&raw mut (*block).wrapper_depth).write_volatile(0);
+            if (&raw const (*block).stop_requested).read_volatile() != 0 {
+                thread::park();
+            }
+        }
+    }
 }
 
+/// [`Biased::enter_wrapped`] until it is dropped.
+pub(crate) struct Held(*const Biased);
+
 impl Held {
-    /// None: in another wrapper already, or the lock does not lean to this thread; nothing has been taken then.
+    /// None: nothing has been taken.
     ///
     /// # Safety
     /// The lock outlives what is returned.
     #[inline(always)]
     pub(crate) unsafe fn take(lock: *const Biased) -> Option<Self> {
-        let me = this_thread();
-        let block = me.wrapping_add_signed((*lock).guard) as *mut thread::PerThread;
-        if (*lock).owner.load(Ordering::Relaxed) != me || (&raw const (*block).wrapper_depth).read_volatile() != 0 {
-            return None;
-        }
-        (&raw mut (*block).wrapper_depth).write_volatile(1);
-        (*lock).inside.store(true, Ordering::Relaxed);
-        // As in `Biased::enter`.
-        compiler_fence(Ordering::SeqCst);
-        let held = Self { lock, block };
-        if (*lock).owner.load(Ordering::Acquire) == me { Some(held) } else { None }
+        // SAFETY: by contract.
+        unsafe { (*lock).enter_wrapped() }.then_some(Self(lock))
     }
 }
 
 impl Drop for Held {
     #[inline(always)]
     fn drop(&mut self) {
-        // SAFETY: as `take` demands; the block is this thread's, and a handler on it may ask for a stop at any instant.
-        unsafe {
-            (*self.lock).inside.store(false, Ordering::Release);
-            (&raw mut (*self.block).wrapper_depth).write_volatile(0);
-            if (&raw const (*self.block).stop_requested).read_volatile() != 0 {
-                thread::park();
-            }
-        }
+        // SAFETY: as `take` demands.
+        unsafe { (*self.0).leave_wrapped() };
     }
 }
 
