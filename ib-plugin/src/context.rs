@@ -149,6 +149,7 @@ pub(crate) unsafe extern "C" fn open_device(device: *mut ibv_device) -> *mut ibv
     let device = device.cast::<Device>();
     let Some(d) = driver::get() else { return null_mut() };
     let Some(f) = d.open_device else { return null_mut() };
+    peers::learn();
     let real = f((*device).real);
     if real.is_null() {
         driver::pass_errno();

@@ -66,11 +66,26 @@ impl Card {
 
     /// The cards of all members; None: the exchange failed, or fewer came than there are members.
     pub(crate) fn all(info: &Info) -> Option<Vec<Self>> {
+        Self::of(info.members)
+    }
+
+    /// In a restart: how many cards there are, for programs that are started after it.
+    pub(crate) fn count(members: u32) -> bool {
+        publish(SCOPE, COUNT, &members.to_le_bytes())
+    }
+
+    /// In a program that was started since: the cards of the last restart; None: there was none, or the exchange failed.
+    pub(crate) fn of_last_restart() -> Option<Vec<Self>> {
+        let count = query(SCOPE, &[COUNT])?.pop()??;
+        Self::of(Reader(&count).u32()?)
+    }
+
+    fn of(members: u32) -> Option<Vec<Self>> {
         let mut cards = Vec::new();
         let mut from = 0u64;
         // Without gaps the first is all; then each question twice as long.
-        let mut batch = u64::from(info.members) + 64;
-        while (cards.len() as u32) < info.members && from < 1 << 20 {
+        let mut batch = u64::from(members) + 64;
+        while (cards.len() as u32) < members && from < 1 << 20 {
             let keys: Vec<[u8; 9]> = (from..from + batch).map(card_key).collect();
             let refs: Vec<&[u8]> = keys.iter().map(<[u8; 9]>::as_slice).collect();
             for value in query(SCOPE, &refs)?.into_iter().flatten() {
@@ -79,9 +94,12 @@ impl Card {
             from += batch;
             batch *= 2;
         }
-        ((cards.len() as u32) >= info.members).then_some(cards)
+        ((cards.len() as u32) >= members).then_some(cards)
     }
 }
+
+/// Key of the number of cards.
+const COUNT: &[u8] = b"n";
 
 fn card_key(member: u64) -> [u8; 9] {
     let mut key = [b'm'; 9];

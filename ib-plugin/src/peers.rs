@@ -10,6 +10,7 @@ use crate::exchange::Card;
 use crate::ident::{self, Gid, PortId, PortMap};
 use crate::keys::KeyMap;
 use crate::qp::Qp;
+use crate::sync::Lock;
 use alloc::{boxed::Box, collections::BTreeMap, vec::Vec};
 use core::ptr::{null, null_mut};
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -161,6 +162,19 @@ pub(crate) fn datagram_qpn(qp: &Qp, ah: &Ah, number: u32) -> u32 {
 /// True after a restart, also in a process that had no device open then.
 pub(crate) fn known() -> bool {
     directory().is_some()
+}
+
+/// Before a device is opened: a program that was started after a restart has not heard who is called what, and who waits for it
+/// keeps the names of before. Whoever took part in the restart knows, and so do its forks.
+pub(crate) fn learn() {
+    static ASKED: Lock<bool> = Lock::new(false);
+    let mut asked = ASKED.lock();
+    if !core::mem::replace(&mut *asked, true)
+        && !known()
+        && let Some(cards) = Card::of_last_restart()
+    {
+        Directory::of(&cards).install();
+    }
 }
 
 /// True if a new queue pair of this device must not have this number: some program calls another one by it.

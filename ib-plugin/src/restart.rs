@@ -59,6 +59,7 @@ pub(crate) fn failed(what: &str) -> String {
 
 unsafe fn rebuild(info: &Info, contexts: &[*mut Context]) -> Outcome<()> {
     let mut card = Card { member: info.member, ..Card::default() };
+    Card::count(info.members);
     let channels = cm::descriptors();
     fds::hold(&channels);
     if !cm::reopen() {

@@ -35,8 +35,10 @@ pub(crate) enum Quiet {
 pub(crate) enum Peer {
     /// Nobody knows that port: somebody outside of the computation.
     Stranger,
-    /// The port is one of the computation, but no QP there is connected to ours: it was destroyed, or made ready for somebody else.
+    /// The port is one of the computation, but the QP there was destroyed, or made ready for somebody else.
     Gone,
+    /// It is not connected to anybody yet.
+    Coming,
     /// What it says; in ERR it says what it has received before.
     Known(Counts),
 }
@@ -45,7 +47,8 @@ impl Peer {
     /// Of the QP that bears this number, by the record of its destination.
     pub(crate) fn of(number: u32, record: Option<Counts>) -> Self {
         match record {
-            Some(counts) if counts.peer == number && u32::from(counts.state) >= state::IBV_QPS_RTR => Self::Known(counts),
+            Some(counts) if u32::from(counts.state) < state::IBV_QPS_RTR => Self::Coming,
+            Some(counts) if counts.peer == number => Self::Known(counts),
             _ => Self::Gone,
         }
     }
@@ -148,9 +151,11 @@ unsafe fn tail(qp: &mut Qp, peer: Peer) -> Result<Quiet, String> {
         match peer {
             // Its silence will break the QP in its own time.
             Peer::Stranger => return Ok(Quiet::No),
-            // What was sent may have been answered long ago, or never will be: a marker finds out. (It breaks the QP, of which
-            // nothing can come any more.)
-            Peer::Gone => {}
+            // What was sent was answered long ago, or can do nothing to anybody any more: what nobody waits for is not waited for
+            // here. (No marker: it would break a QP that is idle, or where `retry_cnt` is 7 rdma_rxe would retry it for ever.)
+            Peer::Gone => return Ok(Quiet::Yes),
+            // It may answer yet: a marker finds out.
+            Peer::Coming => {}
             // First by counts: a tail that ends in a message needs no marker.
             Peer::Known(peer) => {
                 let executed = peer.received >= qp.sq.two_sided;

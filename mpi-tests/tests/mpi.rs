@@ -102,7 +102,8 @@ const ROWS: &[Row] = &[
     row("ending", &["echo"], "ending", 2, 1, "normal", Over::Only(&["openmpi-vader"])),
     row("ending", &["echo"], "ending", 2, 1, "full", Over::Only(&["mpich-tcp"])),
     // Open MPI 4.1.4 itself hangs now and then when it spawns; MPICH as Debian builds it cannot spawn at all.
-    row("spawn", &[], "restart", 2, 3, "full", Over::Only(&["openmpi-default"])),
+    row("spawn", &[], "restart", 2, 3, "full", Over::Only(&["openmpi-default", "openmpi-verbs"])),
+    row("spawn", &[], "go-on", 2, 5, "full", Over::Only(&["openmpi-verbs"])),
     row("stress", &[], "interval", 2, 2, "normal", Over::Only(&["openmpi-tcp", "mpich-posix"])),
     row("stress", &[], "interval", 4, 10, "full", Over::Host),
     row("inside", &["all"], "inside", 2, 2, "normal", Over::Only(&["openmpi-default", "mpich-posix"])),

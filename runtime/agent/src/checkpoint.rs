@@ -81,6 +81,21 @@ pub fn query(keys: Vec<(String, Vec<u8>)>) -> Result<Vec<Option<Vec<u8>>>, Strin
     Ok(values)
 }
 
+/// Asks for what was published in the last restart, on a connection of its own: on any thread, inside a wrapper.
+///
+/// # Errors
+/// The coordinator is out of reach.
+pub fn recall(keys: Vec<(String, Vec<u8>)>) -> Result<Vec<Option<Vec<u8>>>, String> {
+    let config = init::config().ok_or("no computation")?;
+    let mut connection = Connection::open(&config.address, &config.secret)?;
+    let answer = connection.send(&FromProcess::Query { keys }).and_then(|()| connection.receive());
+    connection.close();
+    match answer? {
+        ToProcess::Values { values } => Ok(values),
+        _ => Err("the coordinator answers something else".into()),
+    }
+}
+
 fn file_name(member: u64) -> String {
     format!("member-{member:06}.image")
 }

@@ -180,6 +180,15 @@ impl Connection {
         sys::fstat(self.fd).is_ok_and(|st| st.st_ino == self.inode)
     }
 
+    /// Closes one that was never this process's own.
+    pub fn close(self) {
+        disown(self.fd);
+        if self.alive() {
+            // SAFETY: ours.
+            _ = unsafe { sc!(close, self.fd) };
+        }
+    }
+
     /// Sends one message.
     pub fn send<T: Serialize>(&mut self, message: &T) -> Result<(), String> {
         if !self.alive() {

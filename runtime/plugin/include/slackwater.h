@@ -78,7 +78,8 @@ SLACKWATER_WEAK int slackwater_plugin_register(const struct slackwater_plugin *p
 /* Publish and query: in hooks on the checkpoint thread, from PRESUSPEND to the last round of QUIESCE, and in RESTART. What is
  * published in one round can be queried from the next on, by any process: a hook that needs an answer returns
  * SLACKWATER_AGAIN, and the next round is the barrier. Keys and values are bytes; scopes keep plugins apart. All is forgotten
- * when the checkpoint or restart is over. 0, or -1: not here, or the coordinator is out of reach. */
+ * when the checkpoint or restart is over; but what was published in the last RESTART is kept for programs that are started after
+ * it, and query answers them with that on every other thread, at any time. 0, or -1: not here, or the coordinator is out of reach. */
 SLACKWATER_WEAK int slackwater_publish(const char *scope, const void *key, size_t key_len, const void *value,
                                        size_t value_len);
 struct slackwater_query {

@@ -21,7 +21,8 @@
 //!   is the process free for the next generation. `Resume` may come at any point after `Suspend`.
 //! - `Saved` comes when the image is durable: where it was written while stopped (`forked: false`) right after
 //!   `Snapshotted`, not after `Resume`. With `checkpoint --kill` no `Resume` comes at all, but `Kill`.
-//! - A `Query` is answered from what was published in earlier rounds of the same checkpoint or restart.
+//! - A `Query` is answered from what was published in earlier rounds of the same checkpoint or restart; on a connection that has
+//!   not joined, from what was published in the last restart.
 //! - Answers that name a generation which is over are ignored.
 //!
 //! A restarted process joins with `restarted_from`, under its old pid; then `Round(Restart, n)` until none says again,

@@ -96,15 +96,13 @@ pub unsafe extern "C" fn slackwater_publish(
     0
 }
 
-/// Asks for published values; 0, or -1 when the coordinator is out of reach.
+/// Asks for published values: on the checkpoint thread for those of this checkpoint or restart, elsewhere for those of the last
+/// restart; 0, or -1 when the coordinator is out of reach.
 ///
 /// # Safety
 /// `queries` points to `n` of them, with readable keys.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slackwater_query(scope: *const c_char, queries: *mut Query, n: usize) -> c_int {
-    if !relay::is_listener() {
-        return -1;
-    }
     if n == 0 {
         return 0;
     }
@@ -113,7 +111,9 @@ pub unsafe extern "C" fn slackwater_query(scope: *const c_char, queries: *mut Qu
         unsafe { (CStr::from_ptr(scope).to_string_lossy().to_string(), core::slice::from_raw_parts_mut(queries, n)) };
     // SAFETY: the caller's.
     let keys = queries.iter().map(|q| (scope.clone(), unsafe { bytes(q.key.cast(), q.key_len) })).collect();
-    let Ok(values) = checkpoint::query(keys) else { return -1 };
+    let in_round = relay::is_listener();
+    let values = if in_round { checkpoint::query(keys) } else { thread::guarded(|| checkpoint::recall(keys)) };
+    let Ok(values) = values else { return -1 };
     for (q, v) in queries.iter_mut().zip(values) {
         (q.value, q.value_len) = (core::ptr::null_mut(), 0);
         if let Some(v) = v {

@@ -8,6 +8,11 @@ impl Machine {
             return self.join(conn, member, restarted_from);
         }
         if !self.members.contains_key(&conn) {
+            if let FromProcess::Query { keys } = message {
+                self.store.forget_answer();
+                let values = self.kept.values(&keys);
+                return self.emit(Effect::Send(conn, ToProcess::Values { values }));
+            }
             self.log(format!("connection {conn} spoke before it joined: closed"));
             return self.emit(Effect::Close(conn));
         }

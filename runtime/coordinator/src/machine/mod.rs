@@ -113,6 +113,8 @@ pub struct Machine {
     /// `slackwater kill` that came while the commit was on its way.
     pending_kill: Vec<Conn>,
     store: Store,
+    /// What was published in the last restart, for programs that were started since.
+    kept: Store,
     next_member: u64,
     root_pid: i32,
     newest: Option<u64>,
@@ -147,6 +149,7 @@ impl Machine {
             pending: Vec::new(),
             pending_kill: Vec::new(),
             store: Store::default(),
+            kept: Store::default(),
             next_member: 1,
             root_pid: settings.expect.map_or(0, |(_, pid)| pid),
             newest: settings.newest,

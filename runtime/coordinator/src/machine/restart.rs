@@ -134,6 +134,8 @@ impl Machine {
 
     fn restart_resume(&mut self) {
         let now = self.now;
+        self.store.next_round();
+        self.kept = std::mem::take(&mut self.store);
         let Some(restart) = self.restart() else { return };
         restart.stage = Stage::Resume;
         restart.since = now;

@@ -78,13 +78,23 @@ impl Store {
         if !keys.is_empty() && keys == self.asked {
             return Answer::Same;
         }
+        let values = self.values(&keys);
+        self.asked = keys;
+        Answer::Values(values)
+    }
+
+    /// The same, put together anew.
+    pub fn values(&self, keys: &[(String, Vec<u8>)]) -> Vec<Option<Vec<u8>>> {
         let find = |(scope, key): &(String, Vec<u8>)| {
             let slot = self.scopes.get(scope)?.get(key)?;
             if slot.since < self.round { Some(slot.value.clone()) } else { slot.before.clone() }
         };
-        let values = keys.iter().map(find).collect();
-        self.asked = keys;
-        Answer::Values(values)
+        keys.iter().map(find).collect()
+    }
+
+    /// What was answered last was to a question of somebody else's.
+    pub fn forget_answer(&mut self) {
+        self.asked.clear();
     }
 }
 
