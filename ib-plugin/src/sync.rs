@@ -289,8 +289,8 @@ impl Held {
     /// The lock outlives what is returned.
     #[inline(always)]
     pub(crate) unsafe fn take(lock: *const Biased) -> Option<Self> {
-        // SAFETY: by contract.
-        unsafe { (*lock).enter_wrapped() }.then_some(Self(lock))
+        // SAFETY: by contract. (Not `then_some`: what is not taken must not be dropped, for that would let go of another's.)
+        if unsafe { (*lock).enter_wrapped() } { Some(Self(lock)) } else { None }
     }
 }
 
@@ -353,7 +353,10 @@ mod tests {
     fn a_biased_lock_excludes() {
         for _ in 0..200 {
             let (lock, value) = (Biased::new(), AtomicU64::new(0));
+            // All are there at once: who comes after another has ended may get its thread pointer, and is the owner then.
+            let begin = std::sync::Barrier::new(3);
             let add = |n: u64| {
+                begin.wait();
                 for i in 0..n {
                     let held = if i & 1 == 0 { take(&lock) } else { None };
                     let guard = if held.is_none() { Some(lock.lock()) } else { None };
