@@ -209,6 +209,23 @@ impl Diag {
         Ok(all.iter().find(|(l, p, _)| same(l, &local) && same(p, &peer)).map(|(.., unread)| *unread))
     }
 
+    /// Connections that wait to be accepted at `listener` (struct sockaddr_in or _in6), in no order: (here, client, unread bytes, a
+    /// FIN counted as one). None: others listen there, too, and nobody can tell whose they are.
+    pub fn backlog(&self, listener: &[u8]) -> Result<Option<Vec<(Endpoint, Endpoint, u32)>>> {
+        let Some(at) = Endpoint::parse(listener) else { return Ok(None) };
+        let family = listener[0];
+        let (mut out, mut listeners) = (Vec::new(), 0);
+        // TCP_ESTABLISHED 1, CLOSE_WAIT 8, LISTEN 10.
+        self.dump(1 << 1 | 1 << 8 | 1 << 10, at.port, |message| {
+            if message[0] == family && message[1] == 10 {
+                listeners += 1;
+            } else if message[0] == family && u32_at(message, 68) == 0 {
+                out.push((endpoint(message, 4, 8), endpoint(message, 6, 24), u32_at(message, 56)));
+            }
+        })?;
+        Ok((listeners == 1).then_some(out))
+    }
+
     /// Where on this host nobody holds a TCP connection any more, but what was written to it, or its end, has yet to arrive. Asked
     /// for once, with the first question.
     pub fn closing(&self) -> Result<&[Endpoint]> {

@@ -1,7 +1,7 @@
 //! Sockets: captured by asking the kernel and by peeking, rebuilt from that.
 //!
 //! Two halves. *Capture* ([`recognise`], [`quiet`], [`describe`], [`settle`], [`fill`]) runs inside the stopped program (`no_std`, raw system calls,
-//! [`sys`]); it never takes a byte out of a queue. *Rebuild* (feature `rebuild`) is ordinary Rust in `slackwater restart`.
+//! [`sys`]); it never takes a byte out of a queue, but for [`waiting`]. *Rebuild* (feature `rebuild`) is ordinary Rust in `slackwater restart`.
 #![cfg_attr(not(feature = "rebuild"), no_std)]
 #![deny(unsafe_code)]
 extern crate alloc;
@@ -17,9 +17,11 @@ pub mod options;
 #[cfg(feature = "rebuild")]
 pub mod rebuild;
 
+mod restore;
 mod rights;
 pub mod sys;
 mod urgent;
+pub mod waiting;
 
 pub use capture::{Name, Refusal, describe, fill, quiet, recognise, settle, under_way};
 

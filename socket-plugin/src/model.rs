@@ -35,9 +35,41 @@ pub struct Socket {
     pub unix: Option<Unix>,
     /// What only TCP sockets have.
     pub tcp: Option<Tcp>,
+    /// Of a listening socket whose connections had to be taken apart (see [`crate::waiting`]): these, in order.
+    pub backlog: Vec<Waiting>,
     /// The size that the program fixed its receive buffer to, while the capture lets it grow. In no image.
     #[serde(skip)]
     pub widened: Option<i32>,
+    /// What it has sent to a server that has yet to accept it is in that one's [`Socket::backlog`]. In no image.
+    #[serde(skip)]
+    pub saved: bool,
+}
+
+/// A connection that nobody has accepted yet, and what its client has sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// Inode of the client's socket.
+    pub client: u64,
+    /// Nobody holds that any more; it ended so.
+    pub ended: Option<Ended>,
+    /// The client's address, and the one that it connected to; of TCP.
+    pub ends: (Vec<u8>, Vec<u8>),
+    /// As [`Socket::queue`].
+    pub queue: Vec<Message>,
+    /// As [`Tcp::urgent`].
+    pub urgent: Option<Urgent>,
+    /// Among what was sent is what no image can have: descriptors, a Unix byte out of band.
+    #[serde(skip)]
+    pub unsaved: bool,
+}
+
+/// How a client's end is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ended {
+    /// Closed.
+    Closed,
+    /// With a reset.
+    Reset,
 }
 
 /// Where in its life a socket is.

@@ -59,6 +59,11 @@ pub fn before(fd: i32, run: &mut [u8]) -> Result<usize> {
 
 /// Peeks without waiting, with so much room for ancillary data.
 pub fn peek(fd: i32, buffer: &mut [u8], room: usize, flags: i32) -> Result<Peeked> {
+    take(fd, buffer, room, flags | libc::MSG_PEEK)
+}
+
+/// As [`peek`], of what is ours: it is received.
+pub fn take(fd: i32, buffer: &mut [u8], room: usize, flags: i32) -> Result<Peeked> {
     let mut from = [0u8; 128];
     // Of words, for the alignment of cmsghdr.
     let mut control = vec![0u64; room.div_ceil(8)];
@@ -73,7 +78,7 @@ pub fn peek(fd: i32, buffer: &mut [u8], room: usize, flags: i32) -> Result<Peeke
         message.msg_control = control.as_mut_ptr().cast();
         message.msg_controllen = room as _;
     }
-    let flags = flags | libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    let flags = flags | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: all pointers in `message` are to live buffers of the lengths given.
     let length =
         unsafe { sys::call(libc::SYS_recvmsg, [fd as usize, &raw mut message as usize, flags as usize, 0, 0, 0]) }?;

@@ -63,3 +63,11 @@ fn part(fd: i32, out: &mut [u8], at: usize) -> Result<usize, Refusal> {
         other => Err(Refusal::from(format!("of {} unread bytes from {at} on peeking gave {other:?}", out.len()))),
     }
 }
+
+/// What is sent in one go, and the flags.
+pub fn runs<'a>(data: &'a [u8], urgent: Option<&'a Urgent>) -> Vec<(&'a [u8], i32)> {
+    let Some(urgent) = urgent else { return vec![(data, 0)] };
+    let (before, behind) = data.split_at((urgent.at as usize).min(data.len()));
+    let behind = if urgent.inline { behind.get(1..).unwrap_or(&[]) } else { behind };
+    vec![(before, 0), (core::slice::from_ref(&urgent.byte), libc::MSG_OOB), (behind, 0)]
+}

@@ -16,7 +16,7 @@ use crate::{
     sys::{self, Fd},
 };
 use alloc::{format, string::String, vec::Vec};
-use slackwater_protocol::message::{FromProcess, RoundKind, ToProcess};
+use slackwater_protocol::message::{Entry, FromProcess, RoundKind, ToProcess};
 use snapshot::Wish;
 
 mod snapshot;
@@ -169,7 +169,7 @@ impl Keeper {
                 }
                 send(&FromProcess::Prepared { generation })
             }
-            ToProcess::Suspend { generation } => self.checkpoint(generation),
+            ToProcess::Suspend { generation, retaken } => self.checkpoint(generation, retaken),
             ToProcess::Finished { generation, failed } => {
                 if let Some((g, w, image)) = self.writing.take() {
                     if g == generation && failed.is_some() {
@@ -204,7 +204,7 @@ impl Keeper {
         }
     }
 
-    fn checkpoint(&mut self, generation: u64) -> Result<(), String> {
+    fn checkpoint(&mut self, generation: u64, retaken: u32) -> Result<(), String> {
         self.generation = generation;
         // The child of the last one has reported for itself; it may still be about to end.
         self.report_writing()?;
@@ -230,7 +230,7 @@ impl Keeper {
             }
         };
         let readable = process::Readable::new();
-        let result = self.stopped(generation, &stopped);
+        let result = self.stopped(generation, retaken, &stopped);
         drop(readable);
         // `stopped` has taken the plugins through RESUME, or this is a restarted process.
         stop::resume();
@@ -246,10 +246,10 @@ impl Keeper {
     }
 
     /// While the threads stand. An error means that the coordinator is lost.
-    fn stopped(&mut self, generation: u64, threads: &stop::Stopped) -> Result<(), String> {
+    fn stopped(&mut self, generation: u64, retaken: u32, threads: &stop::Stopped) -> Result<(), String> {
         let member = self.member;
         let event = |event, round| plugins::dispatch(event, round, member, generation);
-        let mut survey = Survey::default();
+        let mut survey = Survey::of_attempt(retaken);
         let outcome = apart::refuse(&threads.tids)
             .and_then(|()| event(Event::Suspended, 0))
             .and_then(|_| stop::as_program(|| survey.take(&protected()))?);
@@ -266,6 +266,7 @@ impl Keeper {
                 Ok(ToProcess::Round { kind: kind @ RoundKind::Quiesce, round, members }) => {
                     plugins::set_members(members.into());
                     let again = event(Event::Quiesce, round)
+                        .and_then(|again| Ok(again | backlog(&mut survey)?))
                         .and_then(|again| Ok(again | !stop::as_program(|| survey.quiet())??));
                     let r = match again {
                         Err(reason) if survey.passing => send(&FromProcess::Unready { generation, reason }),
@@ -318,6 +319,22 @@ impl Keeper {
         }
         result
     }
+}
+
+/// A step in taking connections apart that wait to be accepted; true: another is wanted.
+fn backlog(survey: &mut Survey) -> Result<bool, String> {
+    const SCOPE: &str = "/backlog";
+    let Some(step) = survey.backlog_step() else { return Ok(false) };
+    let questions = survey.backlog_questions(step);
+    let answers = match questions.is_empty() {
+        true => Vec::new(),
+        false => query(questions.into_iter().map(|key| (SCOPE.into(), key)).collect())?,
+    };
+    let (again, told) = stop::as_program(|| survey.backlog(step, &answers))??;
+    for (key, value) in told {
+        plugins::publish(Entry { scope: SCOPE.into(), key, value });
+    }
+    Ok(again)
 }
 
 /// Answers a round with what the plugins said of it.

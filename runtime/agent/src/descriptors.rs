@@ -6,6 +6,7 @@ use alloc::{
     vec::Vec,
 };
 use slackwater_image::meta::SECTION_OBJECTS;
+use slackwater_objects::backlog::{self, STEPS, Step};
 use slackwater_objects::{Table, ipc, model::Kind};
 use slackwater_protocol::message::{DescriptorKey, SharedRange};
 
@@ -18,13 +19,43 @@ pub struct Survey {
     pub passing: bool,
     /// How often [`Survey::quiet`] has said no.
     rounds: u32,
+    /// Steps that are left in taking apart connections that wait to be accepted; last first.
+    steps: Vec<Step>,
 }
 
 /// Rounds of the quiesce, each an exchange among all processes, in which bytes may arrive. On loopback a few are enough; only
 /// what was lost comes 200 ms later. To ask again after the program has run costs it little, and to stand for nothing much.
 const MOST_ROUNDS: u32 = 2000;
 
+/// So many attempts, half a second in all, the program has to accept connections that hold bytes already.
+const PATIENCE: u32 = 10;
+
 impl Survey {
+    /// For an attempt at a checkpoint of which so many were called off.
+    pub fn of_attempt(retaken: u32) -> Self {
+        let steps = if retaken >= PATIENCE { STEPS.into_iter().rev().collect() } else { Vec::new() };
+        Self { steps, ..Self::default() }
+    }
+
+    /// The next step in taking apart connections that wait to be accepted: one in each round.
+    pub fn backlog_step(&mut self) -> Option<Step> {
+        self.steps.pop().filter(|_| self.table.is_some())
+    }
+
+    /// What is to be asked before [`Survey::backlog`].
+    pub fn backlog_questions(&self, step: Step) -> Vec<Vec<u8>> {
+        self.table.as_ref().map_or_else(Vec::new, |table| backlog::questions(table, step))
+    }
+
+    /// Takes the step. Whether another one is wanted, and what all are to be told.
+    ///
+    /// # Errors
+    /// A connection is broken now.
+    pub fn backlog(&mut self, step: Step, answers: &[Option<Vec<u8>>]) -> Result<(bool, backlog::Told), String> {
+        let table = self.table.get_or_insert_default();
+        backlog::step(table, step, answers).map_err(|e| e.to_string())
+    }
+
     /// What there is, but for the descriptors in `exclude`; the answer lets the coordinator find out what processes share.
     ///
     /// # Errors

@@ -244,6 +244,11 @@ pub fn any() -> bool {
     with(|s| !s.plugins.is_empty())
 }
 
+/// Publishes something of the runtime's own, in a scope that is no plugin's name.
+pub fn publish(entry: Entry) {
+    with(|s| s.publish.push(entry));
+}
+
 /// What the plugins published since the last call.
 pub fn take_published() -> Vec<Entry> {
     with(|s| core::mem::take(&mut s.publish))

@@ -79,7 +79,7 @@ fn cycle(clients: &mut [(u64, Client)], processes: u64, exchange: Exchange) {
         }
     };
     each(clients, &|_, client, message| {
-        let ToProcess::Suspend { generation } = message else { panic!("{message:?}") };
+        let ToProcess::Suspend { generation, .. } = message else { panic!("{message:?}") };
         client.send(&FromProcess::Suspended { generation, threads: 1, descriptors: vec![], shared: vec![] }).unwrap();
     });
     each(clients, &|member, client, message| {

@@ -437,7 +437,7 @@ impl World {
         let again = self.budget.again;
         let proc = &mut self.procs[i];
         match message {
-            ToProcess::Suspend { generation } => {
+            ToProcess::Suspend { generation, .. } => {
                 assert_eq!(proc.state, State::Running);
                 proc.state = State::Standing(generation);
                 proc.queue.push_back(Msg::Suspended(generation));

@@ -17,7 +17,7 @@ pub use slackwater_socket::known;
 pub mod watched;
 
 pub use capture::{
-    Both, CaptureError, Mapped, Undo, capture, fill, fill_ipc, in_turn, keys, quiet, release, restarted, saved_once,
-    settle, survey, survey_ipc, take_on_undos,
+    Both, CaptureError, Mapped, Undo, backlog, capture, fill, fill_ipc, in_turn, keys, quiet, release, restarted,
+    saved_once, settle, survey, survey_ipc, take_on_undos,
 };
 pub use model::Table;

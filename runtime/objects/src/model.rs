@@ -22,6 +22,9 @@ pub struct Table {
     /// Descriptors of the runtime's: copies of what is under way in Unix sockets. In no image.
     #[serde(skip)]
     pub copies: Vec<i32>,
+    /// Connections that are being taken apart. In no image.
+    #[serde(skip)]
+    pub exchange: crate::capture::backlog::Exchange,
 }
 
 impl Table {

@@ -31,7 +31,7 @@ use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol; both sides must agree exactly.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Why rounds are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -225,6 +225,8 @@ pub enum ToProcess {
     Suspend {
         /// Generation to be made.
         generation: u64,
+        /// How many attempts at this checkpoint were called off before, and taken again.
+        retaken: u32,
     },
     /// Hold a round.
     Round {

@@ -11,7 +11,7 @@ use crate::sys;
 /// own, but where nobody holds it any more: it was closed, and still sends. If that is not enough, somebody wants another round,
 /// and in that all is looked at.
 pub fn quiet(fd: i32, s: &mut Socket, diag: &Diag, first: bool) -> bool {
-    if s.protocol != libc::IPPROTO_TCP {
+    if s.protocol != libc::IPPROTO_TCP || s.saved {
         return true;
     }
     // Of one that is not connected this is 0, or an error.
@@ -24,6 +24,8 @@ pub fn quiet(fd: i32, s: &mut Socket, diag: &Diag, first: bool) -> bool {
     }
     let (written, arrived) = own_counters(fd);
     match diag.tcp(&s.peer, &s.local) {
+        // Nobody has accepted it: what it holds is refused anyhow, as long as it is not taken apart.
+        Ok(Some(peer)) if peer.inode == 0 && peer.unread > 0 && matches!(peer.state, 1 | 8) => true,
         Ok(Some(peer)) => {
             if peer.written > arrived {
                 let fixed = widen(fd);

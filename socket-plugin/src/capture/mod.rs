@@ -12,8 +12,9 @@ use crate::sys::{self, Errno, Owned};
 mod flow;
 mod queue;
 
+pub(crate) use flow::push;
 #[cfg(feature = "rebuild")]
-pub(crate) use flow::{push, widen};
+pub(crate) use flow::widen;
 pub use flow::{quiet, settle};
 pub(crate) use queue::receive;
 pub use queue::under_way;
@@ -80,8 +81,9 @@ pub fn recognise(fd: i32, ino: u64) -> Result<Option<Socket>> {
 /// # Errors
 /// The kernel does not answer.
 pub fn describe(fd: i32, s: &mut Socket, diag: &Diag) -> Result<()> {
-    let (family, kind, protocol, ino, widened) = (s.family, s.kind, s.protocol, s.ino, s.widened);
-    *s = Socket { family, kind, protocol, ino, widened, ..Socket::default() };
+    let (family, kind, protocol, ino, widened, saved) = (s.family, s.kind, s.protocol, s.ino, s.widened, s.saved);
+    let backlog = core::mem::take(&mut s.backlog);
+    *s = Socket { family, kind, protocol, ino, widened, saved, backlog, ..Socket::default() };
     s.local = name(fd, libc::SYS_getsockname).map_err(|e| failed("getsockname", e))?;
     s.peer = name(fd, libc::SYS_getpeername).unwrap_or_default();
     match s.family {
@@ -127,6 +129,7 @@ pub fn fill(fd: i32, s: &mut Socket, diag: &Diag, name: Name<'_>) -> core::resul
         return Ok(());
     }
     if s.state == State::Connected
+        && !s.saved
         && s.tcp.is_some_and(|tcp| tcp.written > 0)
         && let Some(unread) = diag.waiting(&s.peer, &s.local).map_err(|e| failed("sock_diag", e))?
     {
@@ -139,7 +142,7 @@ pub fn fill(fd: i32, s: &mut Socket, diag: &Diag, name: Name<'_>) -> core::resul
 }
 
 // As much of struct tcp_info (<linux/tcp.h>) as is looked at; zeros where the kernel knows less.
-fn tcp_info(fd: i32) -> sys::Result<[u8; 256]> {
+pub(crate) fn tcp_info(fd: i32) -> sys::Result<[u8; 256]> {
     let mut info = [0u8; 256];
     sys::getsockopt_into(fd, libc::IPPROTO_TCP, 11 /* TCP_INFO */, &mut info).map(|_| info)
 }
@@ -149,7 +152,7 @@ pub(crate) fn failed(what: &str, e: Errno) -> String {
 }
 
 // getsockname(2) and getpeername(2).
-fn name(fd: i32, call: libc::c_long) -> sys::Result<Vec<u8>> {
+pub(crate) fn name(fd: i32, call: libc::c_long) -> sys::Result<Vec<u8>> {
     let mut out = [0u8; 128];
     let mut length = out.len() as u32;
     // SAFETY: `out` is writable for `length` bytes.
@@ -158,7 +161,7 @@ fn name(fd: i32, call: libc::c_long) -> sys::Result<Vec<u8>> {
 }
 
 // (reading is shut, an error waits)
-fn shut(fd: i32) -> (bool, bool) {
+pub(crate) fn shut(fd: i32) -> (bool, bool) {
     let revents = sys::poll_now(fd, libc::POLLRDHUP).unwrap_or(0);
     (revents & libc::POLLRDHUP != 0, revents & libc::POLLERR != 0)
 }

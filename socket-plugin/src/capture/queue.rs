@@ -19,7 +19,7 @@ const PART: usize = 64 * 1024;
 /// That of a Unix stream or sequence of packets.
 pub fn unix_queue(fd: i32, s: &mut Socket, name: Name<'_>) -> core::result::Result<(), Refusal> {
     // One that waits to be accepted cannot be peeked into; its peer knows whether something lies there.
-    if s.state == State::Connected && s.unix.as_ref().is_some_and(|u| u.peer == Some(0)) {
+    if s.state == State::Connected && !s.saved && s.unix.as_ref().is_some_and(|u| u.peer == Some(0)) {
         let out: i32 = sys::ioctl_get(fd, 0x5411 /* SIOCOUTQ */).unwrap_or(0);
         if out > 0 {
             return Err(Refusal::passing(

@@ -7,9 +7,10 @@ use std::path::Path;
 
 use super::identity::by;
 use super::unix::named;
-use super::{Peers, Result, Work, options, os, tcp};
+use super::{Peers, Result, Work, os, tcp};
 use crate::address::Endpoint;
 use crate::model::{Message, Socket, State};
+use crate::restore as options;
 
 /// Unix datagram sockets.
 pub fn unix(w: &mut Work<'_>, peers: &Peers) -> Result<()> {

@@ -11,12 +11,13 @@ use std::io;
 use crate::address::Endpoint;
 use crate::known::{self, Known};
 use crate::model::{Message, Socket, State, Tcp};
+use crate::restore as options;
 
 mod datagram;
 mod identity;
 mod leftovers;
-mod options;
 mod os;
+mod pending;
 mod tcp;
 mod unix;
 
@@ -156,12 +157,13 @@ pub fn all(sockets: &[&Socket], base: i32, rights: Rights<'_>) -> Result<Made> {
     let mut w =
         Work { sockets, base, made: vec![None; sockets.len()], warnings: Vec::new(), rights, unfilled: Vec::new() };
     let tcp = sockets.iter().filter(|s| s.tcp.is_some());
-    leftovers::clear(&tcp.filter_map(|s| Some(Endpoint::parse(&s.local)?.port)).filter(|&p| p != 0).collect(), base);
+    let names = tcp.flat_map(|s| s.backlog.iter().map(|one| &one.ends.0).chain([&s.local]));
+    leftovers::clear(&names.filter_map(|name| Some(Endpoint::parse(name)?.port)).filter(|&p| p != 0).collect(), base);
     unix::listeners(&mut w)?;
     unix::connections(&mut w, &peers)?;
     tcp::connections(&mut w, &peers)?;
     tcp::listeners(&mut w)?;
-    tcp::pending(&mut w, &peers)?;
+    pending::all(&mut w, &peers)?;
     datagram::unix(&mut w, &peers)?;
     datagram::udp(&mut w)?;
     for i in 0..sockets.len() {

@@ -6,11 +6,12 @@
 use std::collections::HashMap;
 use std::io;
 
-use super::{Peers, Result, Work, options, os};
+use super::{Peers, Result, Work, os};
 use crate::address::Endpoint;
 use crate::capture::widen;
-use crate::model::{Socket, State, Tcp, Urgent};
+use crate::model::{Socket, State, Tcp};
 use crate::options::{SO_BUF_LOCK, SO_RCVBUF, SO_SNDBUF, int};
+use crate::restore as options;
 use crate::sys;
 
 const BACKLOG: i32 = 1024;
@@ -281,7 +282,7 @@ fn fill(writer: i32, reader: i32, s: &Socket) -> io::Result<()> {
     }
     let urgent = s.tcp.and_then(|tcp| tcp.urgent);
     for message in &s.queue {
-        for (mut rest, flags) in runs(&message.data, urgent.as_ref()) {
+        for (mut rest, flags) in crate::urgent::runs(&message.data, urgent.as_ref()) {
             while !rest.is_empty() {
                 match os::send_as(writer, rest, &[], flags) {
                     Ok(n) => (rest, stuck) = (&rest[n..], if grown { stuck } else { 0 }),
@@ -318,14 +319,6 @@ fn fill(writer: i32, reader: i32, s: &Socket) -> io::Result<()> {
     Ok(())
 }
 
-// What is sent in one go, and the flags.
-fn runs<'a>(data: &'a [u8], urgent: Option<&'a Urgent>) -> Vec<(&'a [u8], i32)> {
-    let Some(urgent) = urgent else { return vec![(data, 0)] };
-    let (before, behind) = data.split_at((urgent.at as usize).min(data.len()));
-    let behind = if urgent.inline { behind.get(1..).unwrap_or(&[]) } else { behind };
-    vec![(before, 0), (std::slice::from_ref(&urgent.byte), libc::MSG_OOB), (behind, 0)]
-}
-
 fn shut(fd: i32, s: &Socket, peer_shut_write: bool) -> io::Result<()> {
     if s.shut_write {
         os::shutdown(fd, libc::SHUT_WR)?;
@@ -349,42 +342,6 @@ pub fn listeners(w: &mut Work<'_>) -> Result<()> {
         options::first(fd, s);
         bind(w, i, fd, &s.local)?;
         os::listen(fd, backlog).map_err(|e| w.error(i, "listen", e))?;
-        w.made[i] = Some(fd);
-    }
-    Ok(())
-}
-
-/// Clients whose connection waits to be accepted by a listener of the computation, or to be made to it: those that have one first,
-/// for they fill its backlog.
-pub fn pending(w: &mut Work<'_>, peers: &Peers) -> Result<()> {
-    let (made, wanted): (Vec<_>, Vec<_>) = (0..w.sockets.len()).partition(|&i| w.sockets[i].state == State::Connected);
-    for i in made.into_iter().chain(wanted) {
-        let s = w.sockets[i];
-        let waits = matches!(s.state, State::Connected | State::Connecting);
-        if s.tcp.is_none() || !waits || w.made[i].is_some() || peers.outside[i] {
-            continue;
-        }
-        let fail = |w: &Work<'_>, e| w.error(i, format!("connecting {} to {} again", show(&s.local), show(&s.peer)), e);
-        let Some(to) = Endpoint::parse(&s.peer) else { continue };
-        // Where that listener is now.
-        let server = (0..w.sockets.len()).find(|&l| listens_for(w.sockets[l], &to)).and_then(|l| w.made[l]);
-        let port = server
-            .and_then(|l| os::name(l, false).ok())
-            .and_then(|name| Endpoint::parse(&name))
-            .map_or(to.port, |e| e.port);
-        let mut address = s.peer.clone();
-        address[2..4].copy_from_slice(&port.to_be_bytes());
-        let fd = os::socket(s.family, s.kind, s.protocol, w.base).map_err(|e| fail(w, e))?;
-        options::first(fd, s);
-        bind(w, i, fd, &s.local)?;
-        os::connect(fd, &address).map_err(|e| fail(w, e))?;
-        // A listener that has no room for it yet: it connects on.
-        if s.state == State::Connected {
-            os::wait(fd, libc::POLLOUT).map_err(|e| fail(w, e))?;
-        }
-        if s.shut_write {
-            os::shutdown(fd, libc::SHUT_WR).map_err(|e| fail(w, e))?;
-        }
         w.made[i] = Some(fd);
     }
     Ok(())

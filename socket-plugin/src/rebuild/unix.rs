@@ -9,8 +9,9 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use super::identity::by;
-use super::{Peers, Result, Work, options, os};
-use crate::model::{Credentials, Socket, State};
+use super::{Peers, Result, Work, os};
+use crate::model::{Credentials, Message, Socket, State};
+use crate::restore as options;
 
 const BACKLOG: i32 = 128;
 
@@ -197,46 +198,64 @@ fn connect(
     Ok((fd, os::accept(listener, w.base)?))
 }
 
-// Clients that no accept(2) has taken yet, in the order in which they wait.
+// Clients that no accept(2) has taken yet, in the order in which they wait, with what they had sent, as far as that is known.
 fn pending(w: &mut Work<'_>, listeners: &HashMap<Vec<u8>, (i32, bool)>) -> Result<()> {
     let order: Vec<u64> =
         w.sockets.iter().flat_map(|s| s.unix.iter().flat_map(|u| u.pending.iter().copied())).collect();
     let place = |s: &Socket| order.iter().position(|&ino| ino == s.ino).unwrap_or(usize::MAX);
-    let mut waiting: Vec<usize> = (0..w.sockets.len())
-        .filter(|&i| {
-            let s = w.sockets[i];
-            w.made[i].is_none()
-                && s.family == libc::AF_UNIX
-                && s.kind != libc::SOCK_DGRAM
-                && s.state == State::Connected
-        })
-        .collect();
-    waiting.sort_by_key(|&i| place(w.sockets[i]));
-    for i in waiting {
+    let waits = |w: &Work<'_>, i: usize| {
         let s = w.sockets[i];
-        let fail = |w: &Work<'_>, e| w.error(i, format!("connecting again to {}", show(&s.peer)), e);
-        let server =
-            w.sockets.iter().find(|l| matches!(l.state, State::Listening { .. }) && l.local == s.peer).copied();
-        let fd = match server {
-            Some(server) if listeners.contains_key(&s.peer) => {
-                let fd = os::socket(libc::AF_UNIX, s.kind, 0, w.base).map_err(|e| fail(w, e))?;
-                bind(w, i, fd)?;
-                within(server, || os::connect(fd, &s.peer)).map_err(|e| fail(w, e))?;
-                fd
+        w.made[i].is_none() && s.family == libc::AF_UNIX && s.kind != libc::SOCK_DGRAM && s.state == State::Connected
+    };
+    for l in 0..w.sockets.len() {
+        let s = w.sockets[l];
+        for one in s.backlog.iter().filter(|_| s.family == libc::AF_UNIX) {
+            match (0..w.sockets.len()).find(|&i| one.client != 0 && w.sockets[i].ino == one.client && waits(w, i)) {
+                Some(i) => wait(w, i, listeners, &one.queue)?,
+                None => {
+                    // Its client has ended.
+                    let fail =
+                        |w: &Work<'_>, e| w.error(l, "connecting to it again what has sent something, and ended", e);
+                    let fd = os::socket(s.family, s.kind, 0, w.base).map_err(|e| fail(w, e))?;
+                    within(s, || os::connect(fd, &s.local)).map_err(|e| fail(w, e))?;
+                    write(w, fd, l, &one.queue).map_err(|e| fail(w, e))?;
+                    os::close(fd);
+                }
             }
-            // Its server is outside.
-            _ => {
-                let (a, b) = os::pair(s.kind, w.base).map_err(|e| fail(w, e))?;
-                os::close(b);
-                a
-            }
-        };
-        options::first(fd, s);
-        if s.shut_write {
-            os::shutdown(fd, libc::SHUT_WR).map_err(|e| fail(w, e))?;
         }
-        w.made[i] = Some(fd);
     }
+    let mut waiting: Vec<usize> = (0..w.sockets.len()).filter(|&i| waits(w, i)).collect();
+    waiting.sort_by_key(|&i| place(w.sockets[i]));
+    waiting.into_iter().try_for_each(|i| wait(w, i, listeners, &[]))
+}
+
+// Connects such a client.
+fn wait(w: &mut Work<'_>, i: usize, listeners: &HashMap<Vec<u8>, (i32, bool)>, sent: &[Message]) -> Result<()> {
+    let s = w.sockets[i];
+    let fail = |w: &Work<'_>, e| w.error(i, format!("connecting again to {}", show(&s.peer)), e);
+    let server = w.sockets.iter().find(|l| matches!(l.state, State::Listening { .. }) && l.local == s.peer).copied();
+    let fd = match server {
+        Some(server) if listeners.contains_key(&s.peer) => {
+            let fd = os::socket(libc::AF_UNIX, s.kind, 0, w.base).map_err(|e| fail(w, e))?;
+            bind(w, i, fd)?;
+            within(server, || os::connect(fd, &s.peer)).map_err(|e| fail(w, e))?;
+            fd
+        }
+        // Its server is outside.
+        _ => {
+            let (a, b) = os::pair(s.kind, w.base).map_err(|e| fail(w, e))?;
+            os::close(b);
+            a
+        }
+    };
+    options::first(fd, s);
+    write(w, fd, i, sent).map_err(|e| fail(w, e))?;
+    for (shut, how) in [(s.shut_write, libc::SHUT_WR), (s.shut_read, libc::SHUT_RD)] {
+        if shut {
+            os::shutdown(fd, how).map_err(|e| fail(w, e))?;
+        }
+    }
+    w.made[i] = Some(fd);
     Ok(())
 }
 
@@ -270,7 +289,12 @@ pub fn refill(w: &mut Work<'_>) -> Result<()> {
 
 // Writes what socket `i` has not read yet into its peer.
 fn fill(w: &Work<'_>, peer: i32, i: usize) -> io::Result<()> {
-    for message in &w.sockets[i].queue {
+    write(w, peer, i, &w.sockets[i].queue)
+}
+
+// Writes messages, in which descriptors are named as socket `i` does.
+fn write(w: &Work<'_>, peer: i32, i: usize, queue: &[Message]) -> io::Result<()> {
+    for message in queue {
         let mut rest = message.data.as_slice();
         let mut rights = w.rights(i, message)?;
         loop {

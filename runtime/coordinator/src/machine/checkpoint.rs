@@ -242,10 +242,10 @@ impl Machine {
             saved: None,
         };
         let Some(checkpoint) = self.checkpoint() else { return };
-        let generation = checkpoint.generation;
+        let (generation, retaken) = (checkpoint.generation, checkpoint.figures.retaken);
         checkpoint.parts.insert(conn, part);
         checkpoint.awaited.insert(conn);
-        self.emit(Effect::Send(conn, ToProcess::Suspend { generation }));
+        self.emit(Effect::Send(conn, ToProcess::Suspend { generation, retaken }));
     }
 
     pub(super) fn joined_in_checkpoint(&mut self, conn: Conn, announced: bool) {

@@ -171,7 +171,7 @@ pub fn live(mut client: Client, behaviour: &Behaviour, tell: &Sender<Seen>) {
         }
         let failed = |generation| FromProcess::Failed { generation, reason: "it was told to".into() };
         if point.is_some() && point == behaviour.fail {
-            if let ToProcess::Suspend { generation: new } = message {
+            if let ToProcess::Suspend { generation: new, .. } = message {
                 generation = new;
             }
             client.send(&failed(generation)).unwrap();
@@ -197,7 +197,7 @@ pub fn live(mut client: Client, behaviour: &Behaviour, tell: &Sender<Seen>) {
                 image.0 = format!("process-{member}.image");
                 see(Seen::Joined(member));
             }
-            ToProcess::Suspend { generation: new } => {
+            ToProcess::Suspend { generation: new, .. } => {
                 generation = new;
                 if let Some(before) = behaviour.before_suspended {
                     before(pid);

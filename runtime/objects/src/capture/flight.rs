@@ -9,7 +9,7 @@ use core::mem::forget;
 use slackwater_socket::Refusal;
 use slackwater_socket::sys::{self, Owned};
 
-use super::{CaptureError, Result, describe, fdinfo, keys};
+use super::{CaptureError, Result, backlog, describe, fdinfo, keys};
 use crate::model::{Kind, Lock, LockClass, Open, Table};
 
 type Key = (i32, u64, u64);
@@ -96,8 +96,9 @@ pub fn own_locks(open: &mut Open) {
     open.locks.retain(|lock| lock.class != LockClass::Posix);
 }
 
-/// Closes the copies. After `survey`, when all processes' descriptors have been compared, and before the program runs.
+/// Closes the copies, and whatever else is the runtime's. After `survey`, when all processes' descriptors have been compared, and before the program runs.
 pub fn release(table: &mut Table) {
+    backlog::end(table);
     let copies = core::mem::take(&mut table.copies);
     let held: Vec<Key> = keys(table).filter(|(fd, ..)| !copies.contains(fd)).collect();
     for fd in copies {
@@ -118,8 +119,8 @@ fn position(copy: &Owned, known: &[Key]) -> Result<Option<usize>> {
     Ok(None)
 }
 
-// Closing any descriptor of a file drops the POSIX locks that the process has on it (fcntl(2)): they are taken again by another.
-fn close(copy: Owned, held: &[Key]) {
+/// Closing any descriptor of a file drops the POSIX locks that the process has on it (fcntl(2)): they are taken again by another.
+pub fn close(copy: Owned, held: &[Key]) {
     let Ok(st) = sys::fstat(copy.0) else { return };
     let locks = match st.st_mode & libc::S_IFMT {
         libc::S_IFREG => fdinfo::read(copy.0).map(|text| fdinfo::locks(&text)).unwrap_or_default(),

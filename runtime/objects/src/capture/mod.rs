@@ -1,7 +1,7 @@
 //! Capture of the calling process's descriptors, by asking the kernel.
 //!
 //! Rules: one thread runs, the program's stand; nothing is taken out of a queue (but where there is no other way, and then
-//! it is put back: `mq`, `tty`), no offset moves, no flag changes; an object that no restart could bring back makes the capture fail with a sentence that says so, and the program runs on.
+//! it is put back: `mq`, `tty`, `backlog`), no offset moves, no flag changes; an object that no restart could bring back makes the capture fail with a sentence that says so, and the program runs on.
 //!
 //! Three steps, since other processes of the computation may still be running when this one stands: [`survey`] finds out
 //! what there is (and refuses); when *all* stand, [`quiet`] says whether bytes are still under way to a peer; [`fill`]
@@ -10,12 +10,13 @@ use alloc::{boxed::Box, collections::BTreeSet, format, string::String, vec::Vec}
 use core::fmt;
 
 use slackwater_socket::diag::Diag;
-use slackwater_socket::model::Socket;
+use slackwater_socket::model::{Socket, State};
 use slackwater_socket::sys::{self, Errno};
 
 use crate::model::{Descriptor, Kind, Open, Owner, Table};
 
 mod anon;
+pub mod backlog;
 mod fdinfo;
 pub(crate) mod file;
 mod flight;
@@ -206,7 +207,8 @@ pub fn settle(table: &mut Table) {
 /// As [`capture`].
 pub fn fill(table: &mut Table, elsewhere: impl Fn(u64, u64) -> bool, both: Both) -> Result<()> {
     settle(table);
-    fill_internet(&mut table.opens, both)?;
+    let tried = table.exchange.tried;
+    fill_internet(&mut table.opens, tried, both)?;
     table.realtime_ns = sys::clock(libc::CLOCK_REALTIME).map_err(|e| CaptureError::call(-1, "clock_gettime", e))?;
     let mut saved: BTreeSet<(u64, u64)> = BTreeSet::new();
     let mut events = 0;
@@ -218,7 +220,7 @@ pub fn fill(table: &mut Table, elsewhere: impl Fn(u64, u64) -> bool, both: Both)
         // The threads of this process stand since the survey: behind the number is what was there. A socket's kind stays, too.
         if let Open { kind: Kind::Socket(_), .. } = &table.opens[i] {
             if !is_internet(&table.opens[i]) {
-                fill_socket(&mut table.opens[i], &mut diag, &mut |copy| flight::name(copy, &known))?;
+                fill_socket(&mut table.opens[i], tried, &mut diag, &mut |copy| flight::name(copy, &known))?;
             }
             continue;
         }
@@ -272,13 +274,13 @@ fn is_internet(open: &Open) -> bool {
 }
 
 // Internet sockets, of which there may be thousands, have nothing to do with one another, nor with other descriptors.
-fn fill_internet(opens: &mut [Open], both: Both) -> Result<()> {
+fn fill_internet(opens: &mut [Open], tried: bool, both: Both) -> Result<()> {
     let all = |parts: &Parts<'_, Open>| {
         let mut diag = LazyDiag::default();
         while let Some(part) = parts.take() {
             let mut sockets = part.iter_mut().filter(|open| is_internet(open));
             // No descriptors are under way in them.
-            sockets.try_for_each(|open| fill_socket(open, &mut diag, &mut |_| Ok(0)))?;
+            sockets.try_for_each(|open| fill_socket(open, tried, &mut diag, &mut |_| Ok(0)))?;
         }
         Ok(())
     };
@@ -289,13 +291,16 @@ fn fill_internet(opens: &mut [Open], both: Both) -> Result<()> {
 /// From so many sockets on a second thread is worth its making (50 us; a socket takes 10).
 const MANY: usize = 64;
 
-fn fill_socket(open: &mut Open, diag: &mut LazyDiag, name: slackwater_socket::Name<'_>) -> Result<()> {
+fn fill_socket(open: &mut Open, tried: bool, diag: &mut LazyDiag, name: slackwater_socket::Name<'_>) -> Result<()> {
     let fd = open.fd;
     open.flags = sys::fcntl(fd, libc::F_GETFL, 0).map_err(|e| CaptureError::call(fd, "fcntl(F_GETFL)", e))?;
     open.owner = owner(fd);
     let Kind::Socket(socket) = &mut open.kind else { return Ok(()) };
     let diag = diag.get(fd)?;
     slackwater_socket::describe(fd, socket, diag).map_err(|e| CaptureError::new(fd, e))?;
+    if matches!(socket.state, State::Listening { .. }) {
+        backlog::check(fd, socket, tried, diag)?;
+    }
     slackwater_socket::fill(fd, socket, diag, name)
         .map_err(|e| CaptureError { passing: e.passing, ..CaptureError::new(fd, e.reason) })
 }

@@ -12,11 +12,16 @@ pub fn all(p: &mut Prepared<'_>) -> Result<()> {
     let tables = p.tables;
     let mut leads: Vec<Id> = Vec::new();
     let mut sockets: Vec<&Socket> = Vec::new();
-    for (lead, _) in p.groups.iter() {
-        if let Kind::Socket(socket) = &tables[lead.0].1.opens[lead.1].kind {
-            leads.push(lead);
-            sockets.push(socket);
-        }
+    let socket = |id: Id| match &tables[id.0].1.opens[id.1].kind {
+        Kind::Socket(socket) => Some(&**socket),
+        _ => None,
+    };
+    for (lead, group) in p.groups.iter() {
+        let Some(first) = socket(lead) else { continue };
+        // What waits at a listener one of the processes that have it knows.
+        let knows = group.ids.iter().filter_map(|id| socket(*id)).find(|socket| !socket.backlog.is_empty());
+        leads.push(lead);
+        sockets.push(knows.unwrap_or(first));
     }
     let peers = slackwater_socket::rebuild::peers(&sockets);
     for (i, &lead) in leads.iter().enumerate() {

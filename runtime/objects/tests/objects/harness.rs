@@ -31,6 +31,8 @@ pub struct Case {
     pub prepare_fails: Option<&'static str>,
     /// Needs what only root may do: raw sockets, device nodes, ports that are in TIME_WAIT.
     pub privileged: bool,
+    /// Connections that hold bytes and wait to be accepted are taken apart.
+    pub apart: bool,
 }
 
 impl Case {
@@ -49,6 +51,7 @@ impl Case {
             between: || {},
             prepare_fails: None,
             privileged: false,
+            apart: false,
         }
     }
 
@@ -106,21 +109,26 @@ pub fn capture(case: &Case, path: &str) {
         }
         write_all(go.1, &vec![b'g'; case.processes - 1]);
     }
-    let table = slackwater_objects::survey(&ours, slackwater_objects::in_turn).and_then(|mut table| {
+    let mut table = slackwater_objects::survey(&ours, slackwater_objects::in_turn);
+    let filled = table.as_mut().map_err(|e| e.clone()).and_then(|table| {
+        if case.apart {
+            take_apart(table)?;
+        }
         // The first round looks at this process's own bytes alone; nobody here tells us that another one wants a second.
-        slackwater_objects::quiet(&mut table);
-        let rounds = (0..100_000).find(|_| slackwater_objects::quiet(&mut table));
+        slackwater_objects::quiet(table);
+        let rounds = (0..100_000).find(|_| slackwater_objects::quiet(table));
         assert!(rounds.is_some(), "never quiet");
-        slackwater_objects::fill(&mut table, |_, _| false, slackwater_objects::in_turn)?;
-        Ok(table)
+        slackwater_objects::fill(table, |_, _| false, slackwater_objects::in_turn)
     });
     if let Some(expected) = case.refused {
-        let message = table.expect_err("has to be refused").to_string();
+        let message = filled.expect_err("has to be refused").to_string();
         assert!(message.contains(expected), "{message}");
         std::fs::write(path, b"").expect("writing");
+        table.iter_mut().for_each(slackwater_objects::release);
+        (case.check)(me);
         return;
     }
-    let mut table = table.unwrap_or_else(|e| panic!("capture: {e}"));
+    let mut table = filled.and(table).unwrap_or_else(|e| panic!("capture: {e}"));
     std::fs::write(file(me), postcard::to_allocvec(&table).expect("serialize")).expect("write");
     if me > 0 {
         write_all(done.1, b"d");
@@ -153,6 +161,20 @@ pub fn capture(case: &Case, path: &str) {
     for pid in children {
         wait(pid);
     }
+}
+
+/// What the coordinator does at late attempts, with one process: what waits to be accepted is taken apart.
+fn take_apart(table: &mut Table) -> Result<(), slackwater_objects::CaptureError> {
+    use slackwater_objects::backlog;
+    let mut known = std::collections::HashMap::new();
+    for step in backlog::STEPS {
+        let answers: Vec<_> =
+            backlog::questions(table, step).iter().map(|key| known.get(key).cloned()).collect::<Vec<Option<Vec<u8>>>>();
+        let (again, told) = backlog::step(table, step, &answers)?;
+        known.extend(told);
+        assert_eq!(again, step != backlog::Step::Take, "{step:?}");
+    }
+    Ok(())
 }
 
 /// What the coordinator does with `keys`.
@@ -237,6 +259,9 @@ pub fn rebuild(case: &Case, path: &str) {
         let mut again = slackwater_objects::survey(&ours, slackwater_objects::in_turn)
             .unwrap_or_else(|e| panic!("capture of the rebuilt: {e}"));
         assert!((0..100_000).any(|_| slackwater_objects::quiet(&mut again)), "never quiet");
+        if case.apart {
+            take_apart(&mut again).unwrap_or_else(|e| panic!("taking apart: {e}"));
+        }
         slackwater_objects::fill(&mut again, |_, _| false, slackwater_objects::in_turn)
             .unwrap_or_else(|e| panic!("capture of the rebuilt: {e}"));
         compare(&saved.0[me].1, &again);
@@ -282,6 +307,8 @@ fn plain(open: &Open) -> Open {
     match &mut open.kind {
         Kind::Socket(s) => {
             s.ino = 0;
+            s.saved = false;
+            s.backlog.iter_mut().for_each(|one| one.client = one.client.min(1));
             for peer in s.unix.iter_mut().flat_map(|u| u.pending.iter_mut().chain(&mut u.peer)) {
                 *peer = (*peer).min(1);
             }

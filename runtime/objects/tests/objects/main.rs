@@ -11,6 +11,7 @@
 #![allow(clippy::print_stdout)] // Reason: this is the harness.
 use std::process::{Command, ExitCode, Stdio};
 
+mod backlog;
 mod files;
 mod harness;
 mod pipes;
@@ -21,7 +22,8 @@ use harness::Case;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
-    let cases: Vec<Case> = [files::cases(), pipes::cases(), sockets::cases(), watchers::cases()].concat();
+    let cases: Vec<Case> =
+        [backlog::cases(), files::cases(), pipes::cases(), sockets::cases(), watchers::cases()].concat();
     if let [_, step, name, path] = args.as_slice()
         && step.starts_with("step-")
     {

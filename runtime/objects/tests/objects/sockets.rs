@@ -12,12 +12,12 @@ use super::pipes::pattern;
 const GROUP: Ipv4Addr = Ipv4Addr::new(239, 7, 8, 9);
 const GROUP6: Ipv6Addr = Ipv6Addr::new(0xff12, 0, 0, 0, 0, 0, 7, 8);
 
-fn put(socket: impl IntoRawFd, number: i32) {
+pub fn put(socket: impl IntoRawFd, number: i32) {
     at_number(socket.into_raw_fd(), number);
 }
 
 /// A std socket on a fixed number; closed at the end of its scope.
-fn take<T: FromRawFd>(number: i32) -> T {
+pub fn take<T: FromRawFd>(number: i32) -> T {
     unsafe { T::from_raw_fd(number) }
 }
 
@@ -59,28 +59,28 @@ fn tcp_pair(listen: &str) -> (TcpStream, TcpStream) {
 }
 
 /// Addresses must be the same before and after: kept in a file by `make`.
-fn remember(name: &str, addresses: &[SocketAddr]) {
+pub fn remember(name: &str, addresses: &[SocketAddr]) {
     std::fs::write(name, format!("{addresses:?}")).expect("write");
 }
 
-fn remembered(name: &str, addresses: &[SocketAddr]) {
+pub fn remembered(name: &str, addresses: &[SocketAddr]) {
     assert_eq!(std::fs::read_to_string(name).expect("read"), format!("{addresses:?}"));
 }
 
-fn ends_of(fd: i32) -> [SocketAddr; 2] {
+pub fn ends_of(fd: i32) -> [SocketAddr; 2] {
     let s = std::mem::ManuallyDrop::new(take::<TcpStream>(fd));
     [s.local_addr().expect("local"), s.peer_addr().expect("peer")]
 }
 
-fn option(fd: i32, level: i32, name: i32) -> i32 {
+pub fn option(fd: i32, level: i32, name: i32) -> i32 {
     slackwater_socket::sys::getsockopt(fd, level, name).expect("getsockopt")
 }
 
-fn set_option(fd: i32, level: i32, name: i32, value: i32) {
+pub fn set_option(fd: i32, level: i32, name: i32, value: i32) {
     slackwater_socket::sys::setsockopt(fd, level, name, value).expect("setsockopt");
 }
 
-fn at_mark(fd: i32) -> bool {
+pub fn at_mark(fd: i32) -> bool {
     let mut mark = 0i32;
     assert_eq!(
         unsafe {
@@ -92,7 +92,7 @@ fn at_mark(fd: i32) -> bool {
 }
 
 // The byte that came by MSG_OOB.
-fn urgent(fd: i32) -> Option<Vec<u8>> {
+pub fn urgent(fd: i32) -> Option<Vec<u8>> {
     let mut byte = [0u8];
     (unsafe { libc::recv(fd, byte.as_mut_ptr().cast(), 1, libc::MSG_OOB) } == 1).then(|| byte.to_vec())
 }
@@ -890,7 +890,7 @@ fn connect_outside() {
 }
 
 // sendmsg(2) with descriptors.
-fn send_rights(to: i32, data: &[u8], fds: &[i32]) {
+pub fn send_rights(to: i32, data: &[u8], fds: &[i32]) {
     let mut control = [0u64; 32];
     let mut part = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -909,7 +909,7 @@ fn send_rights(to: i32, data: &[u8], fds: &[i32]) {
 }
 
 // recvmsg(2) with room for descriptors.
-fn receive_rights(from: i32, n: usize) -> (Vec<u8>, Vec<i32>) {
+pub fn receive_rights(from: i32, n: usize) -> (Vec<u8>, Vec<i32>) {
     let mut control = [0u64; 32];
     let mut data = vec![0u8; n];
     let mut part = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: n };

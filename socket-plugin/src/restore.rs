@@ -1,4 +1,4 @@
-//! Setting options again: only what differs from what the new socket has by itself.
+//! Setting options again, on a new socket: only what differs from what it has by itself.
 use crate::model::Socket;
 use crate::multicast::{self, MCAST_JOIN_GROUP};
 use crate::options::{SO_BUF_LOCK, SO_LINGER, SO_PEEK_OFF, SO_RCVBUF, SO_RCVLOWAT, SO_REUSEADDR, SO_SNDBUF, int};
@@ -93,6 +93,7 @@ fn buffer(fd: i32, s: &Socket, name: i32) {
 
 /// Before a connection comes in on `listener` that is to be `s`: the receive buffer that `s` has, if the program fixed it and
 /// nothing is to be refilled. What to give back to [`not_for`].
+#[cfg(feature = "rebuild")]
 pub fn for_one(listener: i32, s: &Socket) -> Option<i32> {
     let before = sys::getsockopt::<i32>(listener, SOCKET, SO_RCVBUF).ok()?;
     if s.queue.is_empty() {
@@ -102,6 +103,7 @@ pub fn for_one(listener: i32, s: &Socket) -> Option<i32> {
 }
 
 /// Takes [`for_one`] back.
+#[cfg(feature = "rebuild")]
 pub fn not_for(listener: i32, before: Option<i32>) {
     if let Some(size) = before {
         grow(listener, SO_RCVBUF, size / 2);
