@@ -7,7 +7,7 @@
 //! # Safety
 //! FFI entries: arguments are what `<infiniband/verbs.h>` says, objects are ours. Fields marked so are reached under `lock`.
 use crate::channel::{Channel, Unacked};
-use crate::{context::Context, driver, post, qp::Qp, refuse, sync::{Biased, Held, Inside}};
+use crate::{account, context::Context, driver, qp::Qp, refuse, sync::{Biased, Held, Inside}};
 use alloc::{boxed::Box, collections::VecDeque};
 use core::ffi::{c_int, c_uint, c_void};
 use core::mem::zeroed;
@@ -124,7 +124,7 @@ impl Cq {
             }
             any = true;
             for mut w in wc.into_iter().take(n as usize) {
-                if post::account(self, &mut w) {
+                if account::account(self, &mut w) {
                     self.pending.push_back(w);
                 }
             }
@@ -144,7 +144,7 @@ impl Cq {
                 n if n < 0 => return libc::EIO,
                 _ => {}
             }
-            if post::account(self, &mut wc) {
+            if account::account(self, &mut wc) {
                 self.current = wc;
                 break;
             }
@@ -303,7 +303,7 @@ pub(crate) unsafe extern "C" fn poll_cq(cq: *mut ibv_cq, n: c_int, wc: *mut ibv_
     }
     q.touched.store(true, Ordering::Relaxed);
     // One by one is what programs that look at latency do.
-    if got == 1 && post::account(q, &mut *wc) {
+    if got == 1 && account::account(q, &mut *wc) {
         return got;
     }
     account_all(q, wc, got, c_int::from(got == 1))
@@ -343,7 +343,7 @@ unsafe fn account_all(cq: &mut Cq, wc: *mut ibv_wc, got: c_int, from: c_int) -> 
     let mut to = 0;
     for i in from..got {
         let w = wc.add(i as usize);
-        if post::account(cq, &mut *w) {
+        if account::account(cq, &mut *w) {
             if to != i {
                 core::ptr::copy_nonoverlapping(w, wc.add(to as usize), 1);
             }

@@ -27,7 +27,7 @@ macro_rules! modules {
     )* };
 }
 modules! {
-    ah arena attr channel cm context cq device events exchange exports fds ident keep keys loaded mr pd peers place post qp quiesce reconnect
+    account ah arena attr channel cm context cq device events exchange exports fds ident keep keys loaded mr pd peers place post qp quiesce reconnect
     refuse registry restart ring settle source srq sync ucx wire wr
 }
 #[allow(unsafe_code)] // as above

@@ -102,18 +102,21 @@ pub fn kcmp_epoll(pid: i32, fd: i32, epoll: i32, tfd: u32, nth: u32) -> Result<u
     unsafe { call(libc::SYS_kcmp, [pid as usize, pid as usize, 7, fd as usize, slot.as_ptr() as usize, 0]) }
 }
 
+/// epoll_ctl(2).
+pub fn epoll_ctl(epoll: i32, operation: i32, fd: i32, events: u32, data: u64) -> Result<()> {
+    let event = libc::epoll_event { events, u64: data };
+    let at = &raw const event as usize;
+    // SAFETY: `event` lives through the call.
+    unsafe { call(libc::SYS_epoll_ctl, [epoll as usize, operation as usize, fd as usize, at, 0, 0]) }.map(drop)
+}
+
 /// Does epoll set `epoll` watch what `fd` is now, as this number? It is asked to add it, and says that it has it; else it
 /// is taken out again.
 pub fn is_watched(epoll: i32, fd: i32) -> bool {
-    // EPOLL_CTL_ADD 1, EPOLL_CTL_DEL 2; struct epoll_event is 12 bytes on x86-64, 16 elsewhere. No event is asked for.
-    let event = [0u32; 4];
-    let control = |operation: usize| {
-        // SAFETY: `event` lives through the call.
-        unsafe { call(libc::SYS_epoll_ctl, [epoll as usize, operation, fd as usize, event.as_ptr() as usize, 0, 0]) }
-    };
-    match control(1) {
-        Ok(_) => {
-            let _ = control(2);
+    // No event is asked for.
+    match epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, 0, 0) {
+        Ok(()) => {
+            let _ = epoll_ctl(epoll, libc::EPOLL_CTL_DEL, fd, 0, 0);
             false
         }
         Err(e) => e == Errno(libc::EEXIST),

@@ -2,20 +2,13 @@
 #![allow(clippy::print_stdout)] // why a test was skipped
 mod common;
 
-use common::{Behaviour, Coordinator, LONG, Point, Seen, answer, process};
+use common::{Behaviour, Coordinator, LONG, Point, Seen, Victim, answer, back, plain, process, temp};
 use slackwater_coordinator::{Options, folder};
-use slackwater_image::{
-    generations,
-    layout::Codec,
-    manifest::Manifest,
-    meta::{Backing, FileId, Region, SECTION_REGIONS},
-    store,
-    writer::{self, Writer},
-};
+use slackwater_image::{generations, manifest::Manifest};
 use slackwater_protocol::{
     auth::{Role, Secret},
     client::{Client, ClientError},
-    command::{Phase, Reply, Request, RestartMember},
+    command::{Phase, Reply, Request},
     message::{DescriptorKey, Entry, FromProcess, ToProcess},
 };
 use std::{
@@ -29,14 +22,6 @@ use std::{
     process::Command,
     time::Duration,
 };
-
-fn temp() -> tempfile::TempDir {
-    tempfile::tempdir().unwrap()
-}
-
-fn plain(pid: i32) -> Behaviour {
-    Behaviour { pid, ..Behaviour::default() }
-}
 
 #[test]
 fn a_checkpoint_commits_a_generation_with_all_in_it() {
@@ -297,30 +282,6 @@ fn kill_ends_real_processes() {
     coordinator.ended();
 }
 
-fn back(member: u64, pid: i32) -> RestartMember {
-    RestartMember { member, pid, stopped: false }
-}
-
-/// A process that is there to be watched and killed.
-struct Victim(std::process::Child);
-
-impl Victim {
-    fn new() -> Self {
-        Self(Command::new("sleep").arg("1000").spawn().unwrap())
-    }
-
-    fn pid(&self) -> i32 {
-        self.0.id() as i32
-    }
-}
-
-impl Drop for Victim {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn a_restart_gives_the_old_numbers_and_holds_rounds() {
     let dir = temp();
@@ -457,222 +418,4 @@ fn who_does_not_answer_is_named_when_patience_ends() {
     let reason = coordinator.checkpoint(false).unwrap_err();
     assert!(reason.contains("process 33 (/bin/deaf)") && reason.contains("no answer"), "{reason}");
     assert_eq!((fine.next(), fine.next()), (Seen::Resumed(Some(reason.clone())), Seen::Finished(Some(reason))));
-}
-
-/// The letter of a process's state, as in /proc/PID/stat.
-fn state(pid: i32) -> char {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
-}
-
-fn wait_state(pid: i32, wanted: impl Fn(char) -> bool) {
-    let since = std::time::Instant::now();
-    while !wanted(state(pid)) {
-        assert!(since.elapsed() < LONG, "process {pid} is {}", state(pid));
-        std::thread::yield_now();
-    }
-}
-
-fn signal(pid: i32, signal: rustix::process::Signal) {
-    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
-}
-
-/// A process that is stopped.
-fn stopped() -> Victim {
-    let victim = Victim::new();
-    signal(victim.pid(), rustix::process::Signal::STOP);
-    wait_state(victim.pid(), |s| s == 'T');
-    victim
-}
-
-/// As an agent in it: it can answer only while its process is not stopped.
-fn within(victim: &Victim) -> Behaviour {
-    let exe = fs::read_link(format!("/proc/{}/exe", victim.pid())).unwrap().to_string_lossy().into_owned();
-    Behaviour { exe, before_suspended: Some(|pid| wait_state(pid, |s| s != 'T')), ..plain(victim.pid()) }
-}
-
-#[test]
-fn a_stopped_process_is_saved_and_stopped_again() {
-    let dir = temp();
-    let coordinator = Coordinator::start(dir.path(), Options::default());
-    let victim = stopped();
-    let (process, other) = (process(&coordinator, within(&victim)), process(&coordinator, plain(1)));
-    for _ in 0..2 {
-        let (path, _) = coordinator.checkpoint(false).unwrap();
-        // The coordinator stops it before it commits.
-        wait_state(victim.pid(), |s| s == 'T');
-        let members = Manifest::read(&path).unwrap().members;
-        assert_eq!(members.iter().map(|m| m.stopped).collect::<Vec<_>>(), vec![true, false]);
-        assert_eq!((process.next(), process.next()), (Seen::Resumed(None), Seen::Finished(None)));
-        assert_eq!((other.next(), other.next()), (Seen::Resumed(None), Seen::Finished(None)));
-    }
-    signal(victim.pid(), rustix::process::Signal::CONT);
-    wait_state(victim.pid(), |s| s != 'T');
-    let (path, _) = coordinator.checkpoint(false).unwrap();
-    assert_ne!(state(victim.pid()), 'T');
-    assert!(Manifest::read(&path).unwrap().members.iter().all(|m| !m.stopped));
-}
-
-/// ^Z may meet a process in execve(2): what it was has gone, what it will be has not joined, and nobody else is waited for.
-#[test]
-fn a_process_that_is_stopped_in_its_exec_is_woken() {
-    const TOKEN: u64 = 77;
-    let dir = temp();
-    let coordinator = Coordinator::start(dir.path(), Options::default());
-    let (victim, other) = (stopped(), process(&coordinator, plain(1)));
-    let mut before = coordinator.client(Role::Process);
-    let (pid, host) = (victim.pid(), "here".into());
-    before
-        .send(&FromProcess::Join { token: 0, pid, ppid: -1, exe: "/bin/before".into(), host, restarted_from: None })
-        .unwrap();
-    let _joined: ToProcess = before.receive().unwrap();
-    before.send(&FromProcess::Exec { token: TOKEN }).unwrap();
-    drop(before);
-    while coordinator.status().expected == 0 {
-        std::thread::yield_now();
-    }
-    let mut asked = coordinator.ask(&Request::Checkpoint { kill: false });
-    wait_state(pid, |s| s != 'T');
-    let after = process(&coordinator, Behaviour { token: TOKEN, ..within(&victim) });
-    let (path, _) = answer(&mut asked).unwrap();
-    assert_eq!(Manifest::read(&path).unwrap().members.len(), 2);
-    assert!(matches!((other.next(), after.next()), (Seen::Resumed(None), Seen::Resumed(None))));
-    wait_state(pid, |s| s == 'T');
-}
-
-#[test]
-fn a_stopped_process_is_stopped_again_when_the_checkpoint_fails() {
-    let dir = temp();
-    let coordinator = Coordinator::start(dir.path(), Options::default());
-    let victim = stopped();
-    let process = process(&coordinator, Behaviour { fail: Some(Point::Snapshot), ..within(&victim) });
-    coordinator.checkpoint(false).unwrap_err();
-    assert!(matches!(process.next(), Seen::Resumed(Some(_))));
-    wait_state(victim.pid(), |s| s == 'T');
-}
-
-#[test]
-fn who_is_continued_by_others_during_the_checkpoint_runs_on() {
-    let dir = temp();
-    let coordinator = Coordinator::start(dir.path(), Options::default());
-    // Once continued it blocks SIGCONT, as a program does whose threads stand in the agent's handler.
-    let script = "use POSIX; $SIG{CONT} = sub { $on = 1 }; kill STOP => $$; \
-        sigprocmask(SIG_BLOCK, POSIX::SigSet->new(SIGCONT)); sleep 1000";
-    let victim = Victim(Command::new("perl").args(["-e", script]).spawn().unwrap());
-    wait_state(victim.pid(), |s| s == 'T');
-    let blocks = |pid: i32| {
-        let blocked = || {
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-            let set = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap().trim().to_string();
-            u64::from_str_radix(&set, 16).unwrap() & 1 << 17 != 0
-        };
-        wait_state(pid, |_| blocked());
-    };
-    let behaviour = Behaviour {
-        before_suspended: Some(blocks),
-        before_snapshotted: Some(|pid| signal(pid, rustix::process::Signal::CONT)),
-        ..within(&victim)
-    };
-    let process = process(&coordinator, behaviour);
-    let (path, _) = coordinator.checkpoint(false).unwrap();
-    assert_eq!((process.next(), process.next()), (Seen::Resumed(None), Seen::Finished(None)));
-    assert_ne!(state(victim.pid()), 'T');
-    assert!(!Manifest::read(&path).unwrap().members[0].stopped);
-}
-
-#[test]
-fn a_restart_stops_who_was_stopped() {
-    let dir = temp();
-    let coordinator = Coordinator::start(dir.path(), Options::default());
-    let (one, two) = (Victim::new(), Victim::new());
-    let members = vec![RestartMember { stopped: true, ..back(1, one.pid()) }, back(2, two.pid())];
-    let mut restart = coordinator.ask(&Request::Restart { token: 0, generation: 3, root_pid: one.pid(), members });
-    assert!(matches!(restart.receive().unwrap(), Reply::Expecting));
-    let restored = |pid: i32| Behaviour { restarted_from: Some(3), ..plain(pid) };
-    let _back = [one.pid(), two.pid()].map(|pid| process(&coordinator, restored(pid)));
-    assert!(matches!(restart.receive().unwrap(), Reply::Restarted));
-    wait_state(one.pid(), |s| s == 'T');
-    assert_ne!(state(two.pid()), 'T');
-}
-
-fn file_id(path: &Path) -> FileId {
-    let about = fs::metadata(path).unwrap();
-    let mtime_ns = about.mtime() * 1_000_000_000 + about.mtime_nsec();
-    let path = path.to_string_lossy().into_owned();
-    FileId { path, size: about.len(), mtime_ns, ..FileId::default() }
-}
-
-/// An image of a process that maps these files privately.
-fn image(files: &[FileId]) -> Vec<u8> {
-    let region = |id: &FileId| Region {
-        range: slackwater_image::meta::Range { start: 0x10_000, end: 0x11_000 },
-        prot: 1,
-        flags: 0,
-        backing: Backing::FilePrivate(id.clone()),
-    };
-    let regions: Vec<Region> = files.iter().map(region).collect();
-    let mut bytes = Vec::new();
-    let options = writer::Options { codec: Codec::Raw, page_size: 4096 };
-    let mut writer = Writer::new(&mut bytes, options).unwrap();
-    writer.section_of(SECTION_REGIONS, &regions).unwrap();
-    writer.finish().unwrap();
-    bytes
-}
-
-/// Takes checkpoints of one process with this image, ends, and returns what the store holds then: name, inode, time.
-fn stored(dir: &Path, options: Options, image: Vec<u8>, checkpoints: u32) -> Vec<(String, u64, i64)> {
-    let coordinator = Coordinator::start(dir, options);
-    let process = process(&coordinator, Behaviour { image: Some(image), ..plain(1) });
-    for _ in 0..checkpoints {
-        coordinator.checkpoint(false).unwrap();
-        assert_eq!((process.next(), process.next()), (Seen::Resumed(None), Seen::Finished(None)));
-    }
-    let mut kill = coordinator.ask(&Request::Kill);
-    assert!(matches!(kill.receive().unwrap(), Reply::Gone));
-    // Its end waits for the copies.
-    coordinator.ended();
-    let Ok(entries) = fs::read_dir(dir.join(store::FOLDER)) else { return Vec::new() };
-    let about = |e: fs::DirEntry| {
-        let about = e.metadata().unwrap();
-        (e.file_name().into_string().unwrap(), about.ino(), about.ctime_nsec())
-    };
-    let mut found: Vec<_> = entries.map(|e| about(e.unwrap())).collect();
-    found.sort();
-    found
-}
-
-#[test]
-fn mapped_files_are_copied_once() {
-    let (dir, files) = (temp(), temp());
-    let (kept, changed, deleted) = (files.path().join("kept"), files.path().join("changed"), files.path().join("gone"));
-    for path in [&kept, &changed, &deleted] {
-        fs::write(path, vec![7; 10_000]).unwrap();
-    }
-    let kept = file_id(&kept);
-    let gone = FileId { deleted: true, ..file_id(&deleted) };
-    let other = FileId { mtime_ns: 1, ..file_id(&changed) };
-    let image = image(&[kept.clone(), gone, other, kept.clone()]);
-    assert!(stored(dir.path(), Options { file_store: false, ..Options::default() }, image.clone(), 1).is_empty());
-    let first = stored(dir.path(), Options::default(), image.clone(), 1);
-    assert_eq!(first.len(), 1, "{first:?}");
-    assert_eq!(first[0].0, store::name(&kept));
-    let copy = store::path(dir.path(), &kept);
-    assert_eq!(fs::read(&copy).unwrap(), vec![7; 10_000]);
-    assert_eq!(FileId { path: kept.path.clone(), ..file_id(&copy) }, kept);
-    assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
-    // Further generations of this coordinator and of the next find it there: nothing is written again.
-    assert_eq!(stored(dir.path(), Options::default(), image, 2), first);
-}
-
-#[test]
-fn what_a_killed_coordinator_left_in_the_store_is_removed() {
-    let dir = temp();
-    let folder = dir.path().join(store::FOLDER);
-    fs::create_dir(&folder).unwrap();
-    let (dead, held) = (folder.join(format!("a{}", store::NEW)), folder.join(format!("b{}", store::NEW)));
-    let file = fs::File::create(&held).unwrap();
-    fs::write(&dead, "half").unwrap();
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    let left = stored(dir.path(), Options::default(), image(&[]), 1);
-    assert_eq!(left.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>(), [format!("b{}", store::NEW)]);
 }

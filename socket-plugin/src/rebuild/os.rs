@@ -1,6 +1,12 @@
 //! Socket calls of the rebuilding side, on plain numbers: most become the program's, see `slackwater-objects`.
 #![allow(unsafe_code)] // Reason: system calls.
+use crate::sys::{Errno, Owned};
+use crate::waiting::calls;
 use std::io::{Error, ErrorKind, Result};
+
+fn error(e: Errno) -> Error {
+    Error::from_raw_os_error(e.0)
+}
 
 fn check(r: i64) -> Result<i64> {
     if r < 0 { Err(Error::last_os_error()) } else { Ok(r) }
@@ -37,23 +43,17 @@ pub fn close(fd: i32) {
 
 /// bind(2).
 pub fn bind(fd: i32, address: &[u8]) -> Result<()> {
-    // SAFETY: readable for its length.
-    check(unsafe { libc::bind(fd, address.as_ptr().cast(), address.len() as u32) } as i64).map(|_| ())
+    calls::bind(fd, address).map_err(error)
 }
 
 /// connect(2); a connection under way counts as made.
 pub fn connect(fd: i32, address: &[u8]) -> Result<()> {
-    // SAFETY: readable for its length.
-    match check(unsafe { libc::connect(fd, address.as_ptr().cast(), address.len() as u32) } as i64) {
-        Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => Err(e),
-        _ => Ok(()),
-    }
+    calls::connect(fd, address).map_err(error)
 }
 
 /// listen(2).
 pub fn listen(fd: i32, backlog: i32) -> Result<()> {
-    // SAFETY: numbers.
-    check(unsafe { libc::listen(fd, backlog) } as i64).map(|_| ())
+    calls::listen(fd, backlog).map_err(error)
 }
 
 /// accept4(2), at a number from `base` on; waits for at most ten seconds.
@@ -90,11 +90,7 @@ pub fn send(fd: i32, data: &[u8], to: &[u8]) -> Result<usize> {
 
 /// As [`send`], with flags.
 pub fn send_as(fd: i32, data: &[u8], to: &[u8], flags: i32) -> Result<usize> {
-    let address = if to.is_empty() { std::ptr::null() } else { to.as_ptr().cast() };
-    let flags = flags | libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-    // SAFETY: both are readable for their lengths.
-    check(unsafe { libc::sendto(fd, data.as_ptr().cast(), data.len(), flags, address, to.len() as u32) } as i64)
-        .map(|n| n as usize)
+    calls::send(fd, data, to, &[], flags).map_err(error)
 }
 
 /// Takes the urgent byte (MSG_OOB of recv(2)), which has arrived.
@@ -107,38 +103,12 @@ pub fn receive_urgent(fd: i32) -> Result<()> {
 
 /// As [`send`], with descriptors (SCM_RIGHTS of unix(7)); at least one byte must go into a stream.
 pub fn send_with(fd: i32, data: &[u8], to: &[u8], descriptors: &[i32]) -> Result<usize> {
-    if descriptors.is_empty() {
-        return send(fd, data, to);
-    }
-    let payload: Vec<u8> = descriptors.iter().flat_map(|fd| fd.to_ne_bytes()).collect();
-    // SAFETY: a computation on a number.
-    let room = unsafe { libc::CMSG_SPACE(payload.len() as u32) } as usize;
-    let mut control = vec![0u64; room.div_ceil(8)];
-    let mut part = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
-    // SAFETY: zero is a valid value for all fields of msghdr.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_name = if to.is_empty() { std::ptr::null_mut() } else { to.as_ptr().cast_mut().cast() };
-    message.msg_namelen = to.len() as u32;
-    message.msg_iov = &raw mut part;
-    message.msg_iovlen = 1;
-    message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = room as _;
-    // SAFETY: `control` is aligned, and has room for one header and the payload; sendmsg writes to nothing.
-    let sent = unsafe {
-        let header = libc::CMSG_FIRSTHDR(&raw const message);
-        (*header).cmsg_level = libc::SOL_SOCKET;
-        (*header).cmsg_type = libc::SCM_RIGHTS;
-        (*header).cmsg_len = libc::CMSG_LEN(payload.len() as u32) as _;
-        std::ptr::copy_nonoverlapping(payload.as_ptr(), libc::CMSG_DATA(header), payload.len());
-        libc::sendmsg(fd, &raw const message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
-    };
-    check(sent as i64).map(|n| n as usize)
+    calls::send(fd, data, to, descriptors, 0).map_err(error)
 }
 
 /// shutdown(2).
 pub fn shutdown(fd: i32, how: i32) -> Result<()> {
-    // SAFETY: numbers.
-    check(unsafe { libc::shutdown(fd, how) } as i64).map(|_| ())
+    calls::shutdown(fd, how).map_err(error)
 }
 
 /// getsockname(2) and getpeername(2).
@@ -157,7 +127,5 @@ pub fn name(fd: i32, peer: bool) -> Result<Vec<u8>> {
 
 /// Closes with a reset (SO_LINGER of no time).
 pub fn reset(fd: i32) {
-    let linger = [1i32.to_ne_bytes(), 0i32.to_ne_bytes()].concat();
-    let _ = crate::sys::setsockopt_bytes(fd, libc::SOL_SOCKET, libc::SO_LINGER, &linger);
-    close(fd);
+    calls::reset(Owned(fd));
 }

@@ -1,4 +1,4 @@
-//! Socket calls on connections that are taken apart and made again, without libc.
+//! Socket calls without libc, which both who is stopped and who rebuilds makes.
 #![allow(unsafe_code)] // Reason: system calls.
 use alloc::{vec, vec::Vec};
 
@@ -47,8 +47,9 @@ pub fn shutdown(fd: i32, how: i32) -> Result<()> {
     unsafe { call(libc::SYS_shutdown, [fd as usize, how as usize, 0, 0, 0, 0]) }.map(drop)
 }
 
-/// sendmsg(2) without waiting and without SIGPIPE, with descriptors (SCM_RIGHTS of unix(7)).
-pub fn send(fd: i32, data: &[u8], descriptors: &[i32], flags: i32) -> Result<usize> {
+/// sendmsg(2) without waiting and without SIGPIPE, to where the socket is connected (`to` is empty) or to an address, with
+/// descriptors (SCM_RIGHTS of unix(7)).
+pub fn send(fd: i32, data: &[u8], to: &[u8], descriptors: &[i32], flags: i32) -> Result<usize> {
     let flags = (flags | libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) as usize;
     let mut part = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
     // struct cmsghdr: length (8 bytes), level, type, payload; of words, for its alignment.
@@ -61,6 +62,10 @@ pub fn send(fd: i32, data: &[u8], descriptors: &[i32], flags: i32) -> Result<usi
     }
     // SAFETY: zero is a valid value for all fields of msghdr.
     let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
+    if !to.is_empty() {
+        message.msg_name = to.as_ptr().cast_mut().cast();
+        message.msg_namelen = to.len() as u32;
+    }
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
     if !descriptors.is_empty() {
@@ -110,12 +115,4 @@ pub fn dup_to(from: i32, to: i32, cloexec: bool) -> Result<()> {
     let flags = if cloexec { libc::O_CLOEXEC } else { 0 };
     // SAFETY: numbers.
     unsafe { call(libc::SYS_dup3, [from as usize, to as usize, flags as usize, 0, 0, 0]) }.map(drop)
-}
-
-/// epoll_ctl(2).
-pub fn epoll(epoll: i32, operation: i32, fd: i32, events: u32, data: u64) -> Result<()> {
-    let event = libc::epoll_event { events, u64: data };
-    let at = &raw const event as usize;
-    // SAFETY: `event` lives through the call.
-    unsafe { call(libc::SYS_epoll_ctl, [epoll as usize, operation as usize, fd as usize, at, 0, 0]) }.map(drop)
 }

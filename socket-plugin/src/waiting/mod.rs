@@ -95,9 +95,16 @@ pub fn is_connected(fd: i32) -> bool {
 // Nobody of the computation did.
 const TAKEN: &str = "a process outside the computation accepts connections at this listener, too";
 
-// Accepts all of the queue before anything else: what comes now comes behind.
-fn accept_all(fd: i32, count: usize) -> Vec<(Owned, Vec<u8>)> {
-    (0..count).map_while(|_| calls::accept(fd).ok()).collect()
+// Accepts all of the queue before anything else: what comes now comes behind. And why that is not all of it.
+fn accept_all(fd: i32, count: usize) -> (Vec<(Owned, Vec<u8>)>, Option<String>) {
+    let all: Vec<_> = (0..count).map_while(|_| calls::accept(fd).ok()).collect();
+    let failed = (all.len() < count).then(|| TAKEN.into());
+    (all, failed)
+}
+
+// Who holds the client; None: it is closed.
+fn held(clients: &[Client], ino: u64) -> Option<&Client> {
+    clients.iter().find(|client| client.ino == ino && ino != 0)
 }
 
 // Sends all of it without waiting for a reader. The queues had room for it before.
@@ -105,7 +112,7 @@ pub(crate) fn send_all(fd: i32, data: &[u8], descriptors: &[i32], flags: i32) ->
     let (mut rest, mut descriptors) = (data, descriptors);
     let mut before = 0;
     loop {
-        match calls::send(fd, rest, descriptors, flags) {
+        match calls::send(fd, rest, &[], descriptors, flags) {
             Ok(n) if n >= rest.len() => return Ok(()),
             Ok(n) => (rest, descriptors) = (&rest[n..], &[]),
             Err(Errno(libc::EAGAIN)) => {

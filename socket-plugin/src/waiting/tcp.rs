@@ -2,7 +2,7 @@
 use alloc::{string::String, vec, vec::Vec};
 
 use super::{
-    Client, Ended, Errno, Message, Owned, Queue, Socket, TAKEN, Urgent, Waiting, accept_all, broken, calls, send_all,
+    Client, Ended, Errno, Message, Owned, Queue, Socket, Urgent, Waiting, accept_all, broken, calls, held, send_all,
 };
 use crate::address::Endpoint;
 use crate::capture::{name, push, receive, shut, tcp_info};
@@ -63,18 +63,14 @@ pub fn renew(
     if !look(fd, s, diag).is_ok_and(|now| now.is_some_and(|now| same(&now))) {
         return Ok(None);
     }
-    let mut failed = None;
     let mut out = Vec::new();
     let mut taken = Vec::new();
-    let all = accept_all(fd, queue.count);
-    if all.len() < queue.count {
-        failed = Some(TAKEN.into());
-    }
+    let (all, mut failed) = accept_all(fd, queue.count);
     for (accepted, there) in all {
         let here = name(accepted.0, libc::SYS_getsockname).unwrap_or_else(|_| s.local.clone());
         let ino = queue.ends.iter().position(|(_, client)| Endpoint::parse(client) == Endpoint::parse(&there));
         let ino = ino.map_or(0, |at| queue.clients[at]);
-        let client = clients.iter().find(|client| client.ino == ino && ino != 0);
+        let client = held(clients, ino);
         let (mut waiting, complete) = drain(accepted.0, client.map(|client| client.fd.0), false);
         waiting.client = ino;
         waiting.ends = (there, here);

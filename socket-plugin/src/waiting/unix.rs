@@ -2,7 +2,7 @@
 use alloc::{string::String, vec::Vec};
 
 use super::tcp;
-use super::{Client, Ended, Owned, Queue, Socket, TAKEN, Waiting, accept_all, broken, calls, send_all};
+use super::{Client, Ended, Owned, Queue, Socket, Waiting, accept_all, broken, calls, held, send_all};
 use crate::capture::{self, Refusal};
 use crate::diag::Diag;
 use crate::model::State;
@@ -73,14 +73,10 @@ pub fn renew(
     if now.is_none_or(|now| now.pending.iter().map(|ino| u64::from(*ino)).ne(queue.clients.iter().copied())) {
         return Ok(None);
     }
-    let mut failed = None;
     let mut out = Vec::new();
-    let taken: Vec<_> = accept_all(fd, queue.count).into_iter().zip(&queue.clients).collect();
-    if taken.len() < queue.count {
-        failed = Some(TAKEN.into());
-    }
-    for ((accepted, _), &ino) in taken {
-        let client = clients.iter().find(|client| client.ino == ino && ino != 0);
+    let (all, mut failed) = accept_all(fd, queue.count);
+    for ((accepted, _), &ino) in all.into_iter().zip(&queue.clients) {
+        let client = held(clients, ino);
         let mut rights = Vec::new();
         let made = drain(accepted.0, ino, diag, &mut rights).map_err(|e| failed = failed.take().or(Some(e.reason)));
         let sent = made.map(|waiting| (again(client.map(|client| client.fd.0), s, &waiting, &rights), waiting.0));

@@ -4,7 +4,7 @@ use slackwater_coordinator::{Options, folder, server};
 use slackwater_protocol::{
     auth::Role,
     client::Client,
-    command::{Figures, Reply, Request, Status},
+    command::{Figures, Reply, Request, RestartMember, Status},
     message::{DescriptorKey, Entry, FromProcess, ToProcess},
 };
 use std::{
@@ -247,5 +247,40 @@ pub fn live(mut client: Client, behaviour: &Behaviour, tell: &Sender<Seen>) {
             ToProcess::Kill => return see(Seen::Killed),
             ToProcess::Values { .. } => panic!("values that nobody asked for"),
         }
+    }
+}
+
+/// A folder for a computation.
+pub fn temp() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// A process of this pid that does as it is told.
+pub fn plain(pid: i32) -> Behaviour {
+    Behaviour { pid, ..Behaviour::default() }
+}
+
+/// A member that comes back as this process.
+pub fn back(member: u64, pid: i32) -> RestartMember {
+    RestartMember { member, pid, stopped: false }
+}
+
+/// A process that is there to be watched and killed.
+pub struct Victim(pub std::process::Child);
+
+impl Victim {
+    pub fn new() -> Self {
+        Self(std::process::Command::new("sleep").arg("1000").spawn().unwrap())
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.0.id() as i32
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }

@@ -175,7 +175,7 @@ fn send(to: &[u8], items: &[Item]) -> sys::Result<()> {
             text.push(u8::from(*holds));
         }
         let fds: Vec<i32> = part.iter().map(|(.., fd)| *fd).collect();
-        calls::send(socket.0, &text, &fds, 0)?;
+        calls::send(socket.0, &text, &[], &fds, 0)?;
     }
     Ok(())
 }
@@ -282,7 +282,7 @@ fn succeed(table: &mut Table, at: usize, new: Owned, saved: bool) {
     for (epoll, w) in &watched {
         // One whose number is something else now goes with the old socket.
         if numbers.iter().any(|(number, _)| *number == w.fd) {
-            let _ = calls::epoll(*epoll, libc::EPOLL_CTL_DEL, w.fd, 0, 0);
+            let _ = sys::epoll_ctl(*epoll, libc::EPOLL_CTL_DEL, w.fd, 0, 0);
         }
     }
     for (number, cloexec) in &numbers {
@@ -290,9 +290,9 @@ fn succeed(table: &mut Table, at: usize, new: Owned, saved: bool) {
     }
     for (epoll, w) in &watched {
         if numbers.iter().any(|(number, _)| *number == w.fd) {
-            let _ = calls::epoll(*epoll, libc::EPOLL_CTL_ADD, w.fd, w.events, w.data);
+            let _ = sys::epoll_ctl(*epoll, libc::EPOLL_CTL_ADD, w.fd, w.events, w.data);
         } else if sys::fcntl(w.fd, libc::F_GETFD, 0).is_err() && calls::dup_to(new.0, w.fd, true).is_ok() {
-            let _ = calls::epoll(*epoll, libc::EPOLL_CTL_ADD, w.fd, w.events, w.data);
+            let _ = sys::epoll_ctl(*epoll, libc::EPOLL_CTL_ADD, w.fd, w.events, w.data);
             sys::close(w.fd);
         }
     }
