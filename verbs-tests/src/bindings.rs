@@ -124,11 +124,7 @@ pub fn pyverbs() -> Result<()> {
     let command = ["/usr/bin/python3", program, &folder].map(str::to_owned);
     let run = |mut computation: Computation| -> Result<Vec<(String, String)>> {
         computation.launch(&command)?;
-        // Test by test: each may take its time.
-        let mut lines = Vec::new();
-        while !lines.last().is_some_and(|l: &String| l.starts_with("END")) {
-            lines.push(computation.wait_line("")?);
-        }
+        let lines = computation.lines_until("END")?;
         let status = computation.wait_exit()?;
         ensure!(status.success(), "it ended with {status}");
         let split = |line: &String| line.split_once(": ").map(|(test, how)| (test.to_owned(), how.to_owned()));

@@ -37,6 +37,18 @@ impl Computation {
         }
     }
 
+    /// Waits for the lines up to one that starts with `start`, of a program that speaks meanwhile: each may take its time.
+    ///
+    /// # Errors
+    /// When the next one does not come.
+    pub fn lines_until(&mut self, start: &str) -> Result<Vec<String>> {
+        let mut lines = Vec::new();
+        while !lines.last().is_some_and(|line: &String| line.starts_with(start)) {
+            lines.push(self.wait_line("")?);
+        }
+        Ok(lines)
+    }
+
     /// Waits for `text` anywhere in what nobody has waited for by this function before: what full-screen programs paint has
     /// no lines.
     ///
