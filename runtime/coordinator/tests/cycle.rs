@@ -316,13 +316,14 @@ fn a_restart_gives_the_old_numbers_and_holds_rounds() {
 fn a_program_started_since_asks_for_what_was_published_in_the_last_restart() {
     let dir = temp();
     let coordinator = Coordinator::start(dir.path(), Options::default());
+    let keys = vec![("t".into(), vec![1]), ("t".into(), vec![2])];
     let recall = || {
         let mut client = coordinator.client(Role::Process);
-        client.send(&FromProcess::Query { keys: vec![("t".into(), vec![1])] }).unwrap();
+        client.send(&FromProcess::Query { keys: keys.clone() }).unwrap();
         client.receive::<ToProcess>().unwrap()
     };
-    let values = |value: Option<Vec<u8>>| ToProcess::Values { values: vec![value] };
-    assert_eq!(recall(), values(None), "there was none");
+    let values = |values: [Option<Vec<u8>>; 2]| ToProcess::Values { values: values.into() };
+    assert_eq!(recall(), values([None, None]), "there was none");
     let victim = Victim::new();
     let pid = victim.pid();
     let request = Request::Restart { token: 0, generation: 3, root_pid: pid, members: vec![back(5, pid)] };
@@ -332,13 +333,13 @@ fn a_program_started_since_asks_for_what_was_published_in_the_last_restart() {
     let publish = vec![Entry { scope: "t".into(), key: vec![1], value: vec![2] }];
     let _back = process(&coordinator, Behaviour { restarted_from: Some(3), publish, ..plain(pid) });
     assert!(matches!(restart.receive().unwrap(), Reply::Restarted));
-    assert_eq!(recall(), values(Some(vec![2])));
-    let (asks, publishes) =
-        (vec![("t".into(), vec![1])], vec![Entry { scope: "t".into(), key: vec![1], value: vec![3] }]);
-    let new = process(&coordinator, Behaviour { publish: publishes, query: asks, again: 2, ..plain(6) });
+    assert_eq!(recall(), values([Some(vec![2]), None]));
+    // Another key: both publish in the checkpoint, and of one key the later value would hold.
+    let publish = vec![Entry { scope: "t".into(), key: vec![2], value: vec![3] }];
+    let new = process(&coordinator, Behaviour { publish, query: keys.clone(), again: 2, ..plain(6) });
     coordinator.checkpoint(false).unwrap();
-    while new.next() != Seen::Values(vec![Some(vec![3])]) {}
-    assert_eq!(recall(), values(Some(vec![2])), "a checkpoint's values are its own");
+    while new.next() != Seen::Values(vec![Some(vec![2]), Some(vec![3])]) {}
+    assert_eq!(recall(), values([Some(vec![2]), None]), "a checkpoint's values are its own");
 }
 
 #[test]
