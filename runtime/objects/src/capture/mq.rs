@@ -7,7 +7,7 @@
 //! interrupted, and begins again). A notification would go off when the first message is back: its owner, who alone may,
 //! takes it off before and asks for it again; therefore it is the owner who saves such a queue. To close *any* descriptor of
 //! a queue takes off a notification of the process, too: one of ours is only opened where the program's does not serve, and
-//! what that cost is asked for again. While a notification is off another process that describes the queue would not see it,
+//! what that cost is asked for again, and nothing may fail between. While a notification is off another process that describes the queue would not see it,
 //! and would take itself for one who may save it: so who has any other descriptor that can be read uses that one. What is left is a
 //! process that is notified of a queue of which it has nothing but what can be written. A process outside of the computation could see the queue empty for a moment.
 //!
@@ -43,11 +43,16 @@ pub fn describe(fd: i32, st: &libc::stat, link: &[u8]) -> Result<Kind> {
         notice = read(fd)?;
     } else if let Some(readable) = readable(st) {
         notice = read(readable)?;
-    } else if let Ok(own) = sys::open(&sys::proc_path("/proc/self/fd/", fd), libc::O_RDONLY | libc::O_NONBLOCK) {
+    } else {
+        // Asked before, for once it is open there is no way back: to close `own` takes the notification off, too, and the C
+        // library's thread then throws away all that it takes to ask again.
+        thread_sockets(fd)?;
         // (Who may not read a queue does not save it.)
-        notice = take_off(fd, name, read(own.0)?)?;
-        drop(own);
-        again(fd, notice)?;
+        if let Ok(own) = sys::open(&sys::proc_path("/proc/self/fd/", fd), libc::O_RDONLY | libc::O_NONBLOCK) {
+            notice = take_off(fd, name, read(own.0)?)?;
+            drop(own);
+            again(fd, notice)?;
+        }
     }
     Ok(Kind::MessageQueue(MessageQueue {
         name: name.to_vec(),
@@ -78,15 +83,8 @@ fn take_off(fd: i32, name: &[u8], notice: Option<Notice>) -> Result<Option<Notic
     if mine.how != libc::SIGEV_THREAD {
         return off().map(|_| notice);
     }
-    let mut sockets = sys::descriptors().map_err(|e| CaptureError::call(fd, "listing /proc/self/fd", e))?;
-    sockets.retain(|&s| is_netlink(s));
+    let sockets = thread_sockets(fd)?;
     let mut cookie = [0; COOKIE + 1];
-    for &s in &sockets {
-        if receive(s, &mut cookie, libc::MSG_PEEK) == Ok(COOKIE) {
-            let reason = "a notification of a message queue (SIGEV_THREAD) is about to be handled";
-            return Err(CaptureError { passing: true, ..CaptureError::new(fd, reason) });
-        }
-    }
     if sockets.is_empty() {
         return Err(refused(
             fd,
@@ -109,6 +107,17 @@ fn take_off(fd: i32, name: &[u8], notice: Option<Notice>) -> Result<Option<Notic
         }
     }
     Err(refused(fd, name, "what the kernel told of its notification (SIGEV_THREAD) has not arrived"))
+}
+
+/// Where threads may wait for notifications; none may be under way in them.
+fn thread_sockets(fd: i32) -> Result<Vec<i32>> {
+    let mut sockets = sys::descriptors().map_err(|e| CaptureError::call(fd, "listing /proc/self/fd", e))?;
+    sockets.retain(|&s| is_netlink(s));
+    if sockets.iter().any(|&s| receive(s, &mut [0; COOKIE + 1], libc::MSG_PEEK) == Ok(COOKIE)) {
+        let reason = "a notification of a message queue (SIGEV_THREAD) is about to be handled";
+        return Err(CaptureError { passing: true, ..CaptureError::new(fd, reason) });
+    }
+    Ok(sockets)
 }
 
 fn is_netlink(fd: i32) -> bool {
@@ -168,17 +177,21 @@ pub fn fill(fd: i32, queue: &mut MessageQueue) -> Result<()> {
         return Err(refused(fd, &name, "it has messages, and a process outside of the computation waits for others"));
     }
     let flags = sys::fcntl(fd, libc::F_GETFL, 0).map_err(|e| failed("fcntl", e))?;
+    queue.notice = take_off(fd, &name, queue.notice)?;
     let own = if flags & libc::O_ACCMODE == libc::O_RDWR {
-        None
+        Ok(None)
     } else {
-        Some(sys::open(&sys::proc_path("/proc/self/fd/", fd), libc::O_RDWR).map_err(|e| failed("opening it", e))?)
+        sys::open(&sys::proc_path("/proc/self/fd/", fd), libc::O_RDWR).map(Some).map_err(|e| failed("opening it", e))
+    };
+    let own = match own {
+        Ok(own) => own,
+        Err(e) => return again(fd, queue.notice).and(Err(e)),
     };
     let number = own.as_ref().map_or(fd, |own| own.0) as usize;
     // Room for all of them first: what is taken out has to come back.
     let at_once = AT_ONCE.as_ptr() as usize;
     let mut buffer = vec![0u8; queue.longest.max(1) as usize];
     let mut messages: Vec<(u32, Vec<u8>)> = Vec::with_capacity(queue.most.max(0) as usize);
-    queue.notice = take_off(fd, &name, queue.notice)?;
     let received = loop {
         let mut priority = 0u32;
         // SAFETY: room for the longest message, and for its priority; a struct timespec.

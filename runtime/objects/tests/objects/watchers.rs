@@ -32,6 +32,20 @@ fn blocked(signal: i32) {
     }
 }
 
+/// A message queue without a name whose notification by a thread (SIGEV_THREAD) has this cookie, and is sent to socket 12.
+fn notified(at: i32, name: &std::ffi::CStr, flags: i32, cookie: u8) {
+    if unsafe { libc::fcntl(12, libc::F_GETFD) } < 0 {
+        at_number(unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE) }, 12);
+    }
+    let attributes: [libc::c_long; 8] = [0, 5, 16, 0, 0, 0, 0, 0];
+    at_number(unsafe { libc::mq_open(name.as_ptr(), flags | libc::O_CREAT | libc::O_EXCL, 0o600, &attributes) }, at);
+    assert_eq!(unsafe { libc::mq_unlink(name.as_ptr()) }, 0);
+    // struct sigevent: what is sent, the socket and SIGEV_THREAD, and room that is not used.
+    let what = [cookie; 32];
+    let event = [what.as_ptr() as u64, 12 | 2 << 32, 0, 0, 0, 0, 0, 0];
+    assert_eq!(unsafe { libc::syscall(libc::SYS_mq_notify, at, event.as_ptr()) }, 0);
+}
+
 pub fn cases() -> Vec<Case> {
     vec![
         Case::new(
@@ -264,6 +278,25 @@ pub fn cases() -> Vec<Case> {
                     assert_eq!(fcntl(10, 11 /* F_GETSIG */, 0), libc::SIGWINCH);
                     assert_eq!(fcntl(10, libc::F_GETOWN, 0), -unsafe { libc::getpgrp() });
                     assert_eq!(fcntl(10, libc::F_GETFL, 0) & libc::O_ASYNC, libc::O_ASYNC);
+                },
+            )
+        },
+        Case {
+            refused: Some("about to be handled"),
+            ..Case::new(
+                "mq-notice-kept-when-put-off",
+                || {
+                    // The queue that can only be written to is described by a descriptor of ours.
+                    notified(10, c"/slackwater-put-off-w", libc::O_WRONLY, b'w');
+                    notified(11, c"/slackwater-put-off-r", libc::O_RDWR, b'r');
+                    assert_eq!(unsafe { libc::mq_send(11, c"x".as_ptr(), 1, 0) }, 0);
+                },
+                |_| {
+                    // The notification that the capture found on its way, then that of the other queue: not that it was taken off.
+                    assert_eq!(unsafe { libc::mq_send(10, c"x".as_ptr(), 1, 0) }, 0);
+                    for name in [b'r', b'w'] {
+                        assert_eq!(read_some(12, 32), [&[name; 31][..], &[1 /* NOTIFY_WOKENUP */]].concat());
+                    }
                 },
             )
         },
