@@ -93,12 +93,13 @@ unsafe fn account_slow(cq: &mut Cq, qp: &mut Qp, w: &mut ibv_wc) -> bool {
             return true;
         }
         let buffer = qp.rq.slots.id(slot);
+        qp.rq.slots.no_longer_own(slot);
         cq.own = cq.own.saturating_sub(1);
         if let Some(message) = Keep::take(buffer, w)
             && ok
         {
             qp.soaked.push_back(message);
-            qp.rq_slow = true;
+            qp.slow_receives(true);
         }
         return false;
     }

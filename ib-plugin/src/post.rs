@@ -8,7 +8,7 @@
 //! FFI entries: arguments are what `<infiniband/verbs.h>` says, objects are ours.
 use crate::cq::Cq;
 use crate::keep::Soaked;
-use crate::qp::{Qp, Tail};
+use crate::qp::{NONE_SHORT, Qp, Tail};
 use crate::wr::{WR_ATOMIC_WRITE, post_atomic_write};
 use crate::{ah::Ah, context::Context, keys::KeyMap, mr, peers, sync::Inside};
 use alloc::vec::Vec;
@@ -54,6 +54,7 @@ unsafe fn send_held(qp: &mut Qp, wr: *mut ibv_send_wr, bad: *mut *mut ibv_send_w
 
 /// By a thread that the lock does not lean to.
 #[cold]
+#[inline(never)]
 unsafe fn send_slowly(qp: &mut Qp, wr: *mut ibv_send_wr, bad: *mut *mut ibv_send_wr) -> c_int {
     let _w = Inside::enter();
     qp.sq_lock.acquire();
@@ -215,72 +216,60 @@ pub(crate) unsafe extern "C" fn post_recv(qp: *mut ibv_qp, wr: *mut ibv_recv_wr,
     if !q.rq_lock.enter_wrapped() {
         return recv_slowly(q, wr, bad);
     }
-    if q.rq_slow {
+    if wr.is_null() || (*wr).num_sge != q.rq_short || !(*wr).next.is_null() {
         return recv_held(q, wr, bad);
     }
-    let ret = (q.post_recv)(q.real, wr, bad);
-    if ret != 0 {
-        return unremembered_held(q, wr, bad, ret);
-    }
-    if wr.is_null() || !(*wr).next.is_null() || (*wr).num_sge != 1 {
-        return remember_held(q, wr);
-    }
+    // The ring has room for one more than the driver takes; what it refuses is not counted. (After the call `wr` would have to be kept
+    // over it, and what a post costs is mostly its stores.)
     q.rq.slots.put_one(q.rq.slot(q.rq.tail), wr);
-    q.rq.tail += 1;
+    let ret = (q.post_recv)(q.real, wr, bad);
+    q.rq.tail += u64::from(ret == 0);
     q.rq_lock.leave_wrapped();
-    0
-}
-
-#[inline(never)]
-unsafe fn recv_held(qp: &mut Qp, wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
-    let ret = recv_slow(qp, wr, bad);
-    qp.rq_lock.leave_wrapped();
     ret
 }
 
-/// As `count_held`.
+/// What is not short: apart, so that the path of what is does not save registers for it.
 #[inline(never)]
-unsafe fn remember_held(qp: &mut Qp, wr: *mut ibv_recv_wr) -> c_int {
-    remember_list(qp, wr, null_mut());
-    qp.rq_lock.leave_wrapped();
-    0
-}
-
-#[cold]
-unsafe fn unremembered_held(qp: &mut Qp, wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr, ret: c_int) -> c_int {
-    remember_list(qp, wr, *bad);
+unsafe fn recv_held(qp: &mut Qp, wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
+    let ret = recv_locked(qp, wr, bad);
     qp.rq_lock.leave_wrapped();
     ret
 }
 
 /// By a thread that the lock does not lean to.
 #[cold]
+#[inline(never)]
 unsafe fn recv_slowly(qp: &mut Qp, wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
     let _w = Inside::enter();
     qp.rq_lock.acquire();
-    let ret = if qp.rq_slow {
-        recv_slow(qp, wr, bad)
-    } else {
-        let ret = (qp.post_recv)(qp.real, wr, bad);
-        remember_list(qp, wr, if ret == 0 { null_mut() } else { *bad });
-        ret
-    };
+    let ret = recv_locked(qp, wr, bad);
     qp.rq_lock.release();
+    ret
+}
+
+/// With the receive queue's lock held.
+#[inline(always)]
+unsafe fn recv_locked(qp: &mut Qp, mut wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
+    if qp.rq_slow {
+        return recv_slow(qp, wr, bad);
+    }
+    let ret = (qp.post_recv)(qp.real, wr, bad);
+    // Up to the one that the driver has refused.
+    let end = if ret == 0 { null_mut() } else { *bad };
+    while wr != end && !wr.is_null() {
+        remember(qp, wr);
+        wr = (*wr).next;
+    }
     ret
 }
 
 unsafe fn remember(qp: &mut Qp, wr: *mut ibv_recv_wr) {
     let slot = qp.rq.slot(qp.rq.tail);
     qp.rq.slots.put(slot, wr);
-    qp.rq.tail += 1;
-}
-
-/// Up to `end`, which the driver has refused.
-unsafe fn remember_list(qp: &mut Qp, mut wr: *mut ibv_recv_wr, end: *mut ibv_recv_wr) {
-    while wr != end && !wr.is_null() {
-        remember(qp, wr);
-        wr = (*wr).next;
+    if qp.rq.slots.mixed {
+        qp.rq_short = NONE_SHORT;
     }
+    qp.rq.tail += 1;
 }
 
 /// After a restart, or while soaked messages wait for receives.
@@ -291,7 +280,7 @@ unsafe fn recv_slow(qp: &mut Qp, mut wr: *mut ibv_recv_wr, bad: *mut *mut ibv_re
         {
             let ctx = Context::of(qp.ibv.qp_base.context);
             deliver(ctx, qp, message, wr);
-            qp.rq_slow = qp.translated || !qp.soaked.is_empty();
+            qp.slow_receives(qp.translated || !qp.soaked.is_empty());
             wr = (*wr).next;
             continue;
         }

@@ -62,6 +62,9 @@ impl Sq {
 type SendFn = unsafe extern "C" fn(*mut ibv_qp, *mut ibv_send_wr, *mut *mut ibv_send_wr) -> c_int;
 type RecvFn = unsafe extern "C" fn(*mut ibv_qp, *mut ibv_recv_wr, *mut *mut ibv_recv_wr) -> c_int;
 
+/// No receive has so many scatter entries.
+pub(crate) const NONE_SHORT: c_int = -1;
+
 /// A shadow queue pair; `ibv_qp` is a prefix of `ibv_qp_ex`.
 #[repr(C)]
 pub(crate) struct Qp {
@@ -78,8 +81,10 @@ pub(crate) struct Qp {
     pub(crate) sig_all: bool,
     /// Send requests are copied to be posted (datagrams; everything after a restart).
     pub(crate) copies: bool,
-    /// Receives take the slow path (translated, or soaked messages wait).
+    /// Receives take the slow path (translated, or soaked messages wait): by [`Self::slow_receives`].
     pub(crate) rq_slow: bool,
+    /// Scatter entries of a single receive that takes the shortest path: 1, or [`NONE_SHORT`].
+    pub(crate) rq_short: c_int,
     /// Completions take the slow path.
     pub(crate) attention: bool,
     /// Its number or keys differ from the driver's.
@@ -212,6 +217,12 @@ impl Qp {
         true
     }
 
+    /// Whether receives take the slow path from now on.
+    pub(crate) fn slow_receives(&mut self, slow: bool) {
+        self.rq_slow = slow;
+        self.rq_short = if slow || self.rq.slots.mixed { NONE_SHORT } else { 1 };
+    }
+
     /// Back to the counters of a QP that has just been made.
     pub(crate) fn reset_counters(&mut self) {
         self.sq.two_sided = 0;
@@ -250,6 +261,7 @@ unsafe fn make(pd: *mut ibv_pd, init: *mut ibv_qp_init_attr, ops: u64) -> *mut Q
         sig_all: (*init).sq_sig_all != 0,
         copies: kind == kind::IBV_QPT_UD || ops != 0 || (*ctx).translated(),
         rq_slow: (*ctx).translated(),
+        rq_short: if (*ctx).translated() { NONE_SHORT } else { 1 },
         attention: (*ctx).translated(),
         translated: (*ctx).translated(),
         sq: Sq::default(),

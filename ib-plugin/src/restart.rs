@@ -243,7 +243,8 @@ unsafe fn queues(contexts: &[*mut Context], card: &mut Card) -> Outcome<()> {
             if !q.create_real(&mut cap) {
                 return Err(failed(&format!("ibv_create_qp for QP {:#x}", q.number())));
             }
-            (q.translated, q.copies, q.rq_slow, q.attention) = (true, true, true, true);
+            (q.translated, q.copies, q.attention) = (true, true, true);
+            q.slow_receives(true);
             q.markers = 0;
             q.sq.tail = Tail::default();
             q.completed = q.sq.signaled;

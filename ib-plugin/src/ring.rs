@@ -29,13 +29,17 @@ pub(crate) struct Slots {
     bytes: u64,
     /// Longest scatter list.
     stride: usize,
+    /// A receive of another number of scatter entries than one has been remembered: `put_one` must not be used any more. Until
+    /// then all slots but those of our own say one.
+    pub(crate) mixed: bool,
 }
 
 impl Slots {
     pub(crate) fn new(slots: usize, sges: usize) -> Self {
         let stride = sges.max(1);
         let shift = (stride + 1).next_power_of_two().trailing_zeros();
-        Self { cells: vec![Cell { id: 0, count: 0 }; slots << shift].into(), shift, bytes: u64::from(shift + CELL), stride }
+        let cells = vec![Cell { id: 0, count: 1 }; slots << shift].into();
+        Self { cells, shift, bytes: u64::from(shift + CELL), stride, mixed: false }
     }
 
     #[inline(always)]
@@ -44,17 +48,13 @@ impl Slots {
         unsafe { self.cells.as_mut_ptr().byte_add(slot << self.bytes) }
     }
 
-    /// Remembers a receive of one scatter entry.
+    /// Remembers a receive of one scatter entry, as long as there has been no other (`mixed`): the slot says so already.
     #[inline(always)]
     pub(crate) unsafe fn put_one(&mut self, slot: usize, wr: *const ibv_recv_wr) {
         // SAFETY: as in `put`.
         unsafe {
             let at = self.at(slot);
             (*at).id = (*wr).wr_id;
-            // Mostly the slot has held such a one already: a load costs less than a store.
-            if (*at).count != 1 {
-                (*at).count = 1;
-            }
             at.add(1).cast::<ibv_sge>().copy_from_nonoverlapping((*wr).sg_list, 1);
         }
     }
@@ -65,6 +65,7 @@ impl Slots {
         unsafe {
             let at = self.at(slot);
             let n = ((*wr).num_sge as usize).min(self.stride);
+            self.mixed |= n != 1;
             at.write(Cell { id: (*wr).wr_id, count: n as u64 });
             at.add(1).cast::<ibv_sge>().copy_from_nonoverlapping((*wr).sg_list, n);
         }
@@ -72,6 +73,10 @@ impl Slots {
 
     pub(crate) fn put_own(&mut self, slot: usize, id: u64) {
         self.cells[slot << self.shift] = Cell { id, count: OWN };
+    }
+
+    pub(crate) fn no_longer_own(&mut self, slot: usize) {
+        self.cells[slot << self.shift].count = 1;
     }
 
     #[inline(always)]
@@ -120,7 +125,8 @@ pub(crate) struct Ring {
 
 impl Ring {
     pub(crate) fn new(depth: u32, sges: u32) -> Self {
-        let n = u64::from(depth.max(1)).next_power_of_two();
+        // One is written before the driver says whether it takes it.
+        let n = (u64::from(depth) + 1).next_power_of_two();
         Self { slots: Slots::new(n as usize, sges as usize), head: 0, tail: 0, depth: depth.into(), mask: n - 1 }
     }
 
@@ -137,9 +143,12 @@ impl Ring {
     pub(crate) fn forget_own(&mut self) {
         let mut to = self.head;
         for at in self.head..self.tail {
-            if !self.slots.is_own(self.slot(at)) {
-                let (from, slot) = (self.slots.cells(self.slot(at)).to_vec(), self.slot(to));
-                self.slots.copy(slot, &from);
+            let slot = self.slot(at);
+            if self.slots.is_own(slot) {
+                self.slots.no_longer_own(slot);
+            } else {
+                let from = self.slots.cells(slot).to_vec();
+                self.slots.copy(self.slot(to), &from);
                 to += 1;
             }
         }
@@ -147,6 +156,12 @@ impl Ring {
     }
 
     pub(crate) fn clear(&mut self) {
+        for at in self.head..self.tail {
+            let slot = self.slot(at);
+            if self.slots.is_own(slot) {
+                self.slots.no_longer_own(slot);
+            }
+        }
         self.head = self.tail;
     }
 }

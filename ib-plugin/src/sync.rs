@@ -3,14 +3,16 @@
 //! [`Lock`] is a spin lock. [`Biased`] is for the data path, where nearly every queue is used by one thread: that thread takes it
 //! with plain loads and stores (a locked instruction costs some 20 cycles, twice what the whole data path may add), until
 //! another one comes; then it is a spin lock for ever. Whoever comes second makes sure by membarrier(2) that the first either
-//! sees that, or is seen to be inside.
+//! sees that, or is seen to be inside: by the lock's own flag, or, on the shortest path, by the one word of the thread's that also
+//! says that it is in a wrapper.
 //!
 //! Rule: every holder is inside a [`slackwater_plugin::Wrapper`], or is the checkpoint thread, or runs before there are
 //! threads. So at a checkpoint no lock is held, whatever the program's threads did. (But for the `session` of a queue, which the
 //! program's threads alone take.)
 use core::cell::UnsafeCell;
+use core::ffi::c_int;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, compiler_fence};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, compiler_fence, fence};
 use slackwater_hook::thread;
 
 /// [`slackwater_plugin::Wrapper`] without a call: three instructions each way, for the data path.
@@ -82,12 +84,13 @@ impl<T> Lock<T> {
     }
 }
 
-/// See the module's head.
+/// See the module's head. (So aligned that its address and a wrapper's depth are told apart in one word.)
 #[derive(Debug)]
+#[repr(align(16))]
 pub(crate) struct Biased {
     /// Thread pointer of the thread that the lock leans to; [`FREE`], [`TURNING`], or [`SPIN`].
     owner: AtomicUsize,
-    /// That thread is inside.
+    /// That thread is inside, but for what its own block tells (`enter_wrapped`).
     inside: AtomicBool,
     spin: Lock<()>,
     /// Of a thread's guard block, from its thread pointer.
@@ -100,6 +103,9 @@ const FREE: usize = 0;
 const TURNING: usize = 1;
 /// A spin lock from now on.
 const SPIN: usize = 2;
+
+/// What is read to learn whether [`peek`] is permitted.
+static PROBE: u32 = 0x51ac;
 
 /// The kernel's promise for [`Biased`]; 0: not asked for yet, 1: given, 2: refused.
 static BARRIER: AtomicU32 = AtomicU32::new(0);
@@ -115,7 +121,7 @@ fn membarrier(command: i64) -> bool {
 fn barrier_to_be_had() -> bool {
     match BARRIER.load(Ordering::Relaxed) {
         0 => {
-            let given = membarrier(MEMBARRIER_REGISTER_PRIVATE_EXPEDITED);
+            let given = membarrier(MEMBARRIER_REGISTER_PRIVATE_EXPEDITED) && peek(&raw const PROBE) == Ok(PROBE);
             BARRIER.store(if given { 1 } else { 2 }, Ordering::Relaxed);
             given
         }
@@ -209,7 +215,7 @@ impl Biased {
                 owner => {
                     if self.owner.compare_exchange(owner, TURNING, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
                         barrier_everywhere();
-                        while self.inside.load(Ordering::Acquire) {
+                        while self.occupied(owner) {
                             // SAFETY: no memory is touched.
                             unsafe { libc::syscall(libc::SYS_sched_yield) };
                         }
@@ -239,27 +245,33 @@ impl Biased {
 }
 
 impl Biased {
-    /// Inside a wrapper with a lock that leans to this thread: the usual case of the data path, in as few instructions as may be.
-    /// The wrapper's depth is stored, not counted up and down, so that no call waits for the last one's stores. False: in another
-    /// wrapper already, or the lock does not lean to this thread; nothing has been taken then.
+    /// What a thread's wrapper depth is while it is inside this lock by [`Self::enter_wrapped`] (and a little more in wrappers within).
+    #[inline(always)]
+    fn mark(&self) -> u32 {
+        (core::ptr::from_ref(self) as usize + 1) as u32
+    }
+
+    /// Inside a wrapper with a lock that leans to this thread: the usual case of the data path, in as few instructions as may be, and
+    /// as few stores: one word of the thread's says both that it is in a wrapper and in which lock, and is stored, not
+    /// counted up and down, so that no call waits for the last one's stores. False: in another wrapper already, or the lock does not
+    /// lean to this thread; nothing has been taken then, and the caller must enter a wrapper.
     #[inline(always)]
     pub(crate) fn enter_wrapped(&self) -> bool {
         let me = this_thread();
-        let block = self.block(me);
-        // SAFETY: the block is this thread's, and a handler on it may ask for a stop at any instant.
-        unsafe {
-            if self.owner.load(Ordering::Relaxed) != me || (&raw const (*block).wrapper_depth).read_volatile() != 0 {
-                return false;
-            }
-            (&raw mut (*block).wrapper_depth).write_volatile(1);
+        // SAFETY: the block is this thread's; a handler on it may ask for a stop at any instant.
+        let depth = unsafe { AtomicU32::from_ptr(&raw mut (*self.block(me)).wrapper_depth) };
+        if depth.load(Ordering::Relaxed) != 0 {
+            return false;
         }
-        self.inside.store(true, Ordering::Relaxed);
+        depth.store(self.mark(), Ordering::Relaxed);
         // As in `Biased::enter`.
         compiler_fence(Ordering::SeqCst);
         if self.owner.load(Ordering::Acquire) == me {
             return true;
         }
-        self.leave_wrapped();
+        // A stop that was asked for meanwhile happens as the caller leaves the wrapper that it enters now: to park here would cost
+        // each call the registers that are kept over that.
+        depth.store(0, Ordering::Release);
         false
     }
 
@@ -268,13 +280,44 @@ impl Biased {
     #[inline(always)]
     pub(crate) fn leave_wrapped(&self) {
         let block = self.block(this_thread());
-        self.inside.store(false, Ordering::Release);
         // SAFETY: as above.
         unsafe {
-            (&raw mut (*block).wrapper_depth).write_volatile(0);
+            AtomicU32::from_ptr(&raw mut (*block).wrapper_depth).store(0, Ordering::Release);
             if (&raw const (*block).stop_requested).read_volatile() != 0 {
                 thread::park();
             }
+        }
+    }
+
+    /// Whether the thread that this lock leaned to is inside, in either way.
+    fn occupied(&self, owner: usize) -> bool {
+        if self.inside.load(Ordering::Acquire) {
+            return true;
+        }
+        let block = self.block(owner);
+        let depth = match peek(block.cast()) {
+            Ok(depth) => depth,
+            Err(libc::EFAULT) => return false,
+            // Only after a restart where the kernel permits less than it did: the threads are those of the checkpoint.
+            // SAFETY: such a thread's block.
+            Err(_) => unsafe { (&raw const (*block).wrapper_depth).read_volatile() },
+        };
+        fence(Ordering::Acquire);
+        let low = align_of::<Self>() as u32 - 1;
+        depth & low != 0 && depth & !low == self.mark() & !low
+    }
+}
+
+/// A word of this process, by the kernel, which does not mind if it is there no more: a thread's block goes when the thread ends.
+fn peek(at: *const u32) -> Result<u32, c_int> {
+    let mut word = 0u32;
+    let to = libc::iovec { iov_base: (&raw mut word).cast(), iov_len: 4 };
+    let from = libc::iovec { iov_base: at.cast_mut().cast(), iov_len: 4 };
+    // SAFETY: writes to `word` alone.
+    unsafe {
+        match libc::syscall(libc::SYS_process_vm_readv, libc::getpid(), &to, 1usize, &from, 1usize, 0usize) {
+            4 => Ok(word),
+            _ => Err(*libc::__errno_location()),
         }
     }
 }
@@ -375,10 +418,16 @@ mod tests {
         let lock = Biased::new();
         assert!(take(&lock).is_none(), "it leans to nobody yet");
         drop(lock.lock());
+        let (other, me) = (Biased::new(), this_thread());
         let held = take(&lock).expect("it leans to this thread");
         assert!(take(&lock).is_none(), "this thread is in a wrapper");
-        drop(held);
+        assert!(lock.occupied(me) && !other.occupied(me), "which lock it is in can be told");
+        let within = Inside::enter();
+        assert!(lock.occupied(me) && !other.occupied(me), "in a wrapper within, too");
+        drop((within, held));
+        assert!(!lock.occupied(me) && !lock.occupied(1 << 12), "nobody; a thread whose memory is gone");
         assert_eq!(lock.owner.load(Ordering::Relaxed), this_thread(), "one thread keeps it for itself");
-        assert!(!lock.inside.load(Ordering::Relaxed));
+        drop(Inside::enter());
+        assert!(!lock.occupied(me));
     }
 }

@@ -88,6 +88,8 @@ fn defects_of_the_old_plugin() {
         ("inline", "MOCK="),
         ("once", "MOCK_DELAY=2"),
         ("shared-order", "MOCK_SHUFFLE=1"),
+        ("scatter-one", "MOCK="),
+        ("scatter-every", "MOCK="),
         ("errors", "MOCK_FAIL=40"),
         ("breaks", "MOCK_BREAK=40"),
         ("flushed", "MOCK_DELAY=40"),

@@ -44,6 +44,8 @@ static int request(struct end *e, struct end *to, unsigned long id, int op, unsi
   else if (op != IBV_WR_SEND) { w.wr.rdma.remote_addr = (unsigned long)to->m + id % DEPTH * SIZE; w.wr.rdma.rkey = to->mr->rkey; }
   return ibv_post_send(e->qp, &w, &bad);
 }
+/* A receive scattered over a pair of halves, n of them. */
+static int scattered(struct end *e, unsigned long id, int n) { unsigned long at = (unsigned long)e->m + id % DEPTH * SIZE; struct ibv_sge g[2] = {{at, SIZE / 2, e->mr->lkey}, {at + SIZE / 2, SIZE / 2, e->mr->lkey}}; struct ibv_recv_wr w = {.wr_id = id, .sg_list = g, .num_sge = n}, *bad = NULL; int r = ibv_post_recv(e->qp, &w, &bad); OK(!r || bad == &w); return r; }
 static struct ibv_wc wait_one(struct end *e) { struct ibv_wc w; for (long i = 0; i < 10000000; i++) { int n = ibv_poll_cq(e->cq, 1, &w); OK(n >= 0); if (n) return w; } DIE("a completion was lost"); }
 static void none(struct end *e) { struct ibv_wc w; for (int i = 0; i < 50; i++) if (ibv_poll_cq(e->cq, 1, &w)) DIE("a completion too many, wr_id %lu", (unsigned long)w.wr_id); }
 static void expect(struct end *e, unsigned long id, int op) { struct ibv_wc w = wait_one(e); if (w.status || w.wr_id != id || (int)w.opcode != op || w.qp_num != e->qp->qp_num) DIE("completion %lu, opcode %d, status %d, QP %u; expected %lu, %d", (unsigned long)w.wr_id, w.opcode, w.status, w.qp_num, id, op); }
@@ -115,6 +117,29 @@ static void shared_order(void) {
   for (int i = 0; i < 10; i++) { struct ibv_wc w = wait_one(&b); OK(!w.status && w.wr_id < 12 && !seen[w.wr_id]++ && w.qp_num == b.qp->qp_num); }
   none(&b);
 }
+/* Receives as many as there may be, and what is refused beyond them; of one scatter entry, or of every number. Messages that come while
+ * some are posted find them in their order, each with its own list, also where receives of ours have been among them. The last
+ * checkpoint alone is as $FAKERT has it: after a restart receives are posted another way. */
+static void scatter(int every) {
+  both(IBV_QPT_RC, 0); const char *last = getenv("FAKERT"); OK(last && (last = strdup(last))); OK(!setenv("FAKERT", "resume", 1));
+  enum { ROUNDS = 8 }; unsigned long to = 0, from = 0;
+  for (int round = 0; round <= ROUNDS; round++) {
+    for (; to < from + DEPTH; to++) OK(!scattered(&b, to, every ? (int)(to % 3) : 1));
+    OK(scattered(&b, 7777, 1)); OK(scattered(&b, 7777, 2));
+    if (round == ROUNDS) { OK(!setenv("FAKERT", last, 1)); cycle(); }
+    for (int i = 0; i < DEPTH + 3; i++, from++) {
+      unsigned len = from >= to || !every || from % 3 == 1 ? SIZE / 2 : from % 3 ? SIZE : 0;
+      memset(a.m, (int)from, SIZE); OK(!request(&a, &b, 0, IBV_WR_SEND, IBV_SEND_SIGNALED, len));
+      if (from >= to) { cycle(); OK(!scattered(&b, to++, 1)); }
+      struct ibv_wc w = wait_one(&b); if (w.status || w.wr_id != from || w.byte_len != len) DIE("message %lu: receive %lu, %u bytes, status %d", from, (unsigned long)w.wr_id, w.byte_len, w.status);
+      for (unsigned k = 0; k < len; k++) OK(b.m[from % DEPTH * SIZE + k] == (unsigned char)from);
+      expect(&a, 0, IBV_WC_SEND);
+    }
+  }
+  none(&b);
+}
+static void scatter_one(void) { scatter(0); }
+static void scatter_every(void) { scatter(1); }
 /* 10: errors and flushes bear the program's numbers, and completions of a QP that is gone are harmless. */
 static void errors(void) {
   both(IBV_QPT_RC, 0); cycle();
@@ -212,7 +237,7 @@ static void endless(void) {
   printf("PASS\n");
 }
 int main(int argc, char **argv) {
-  static const struct { const char *name; void (*run)(void); } all[] = {{"signaled", signaled}, {"lost-message", lost_message}, {"datagram", datagram}, {"whole-context", whole_context}, {"threads", threads}, {"inline", inlined}, {"once", once}, {"shared-order", shared_order}, {"errors", errors}, {"breaks", breaks}, {"flushed", flushed}, {"unheard", unheard}, {"parted", parted}, {"sleeper", sleeper}, {"identities", identities}, {"devices", devices}, {"many", many}, {"hammer", hammer}, {"endless", endless}};
+  static const struct { const char *name; void (*run)(void); } all[] = {{"signaled", signaled}, {"lost-message", lost_message}, {"datagram", datagram}, {"whole-context", whole_context}, {"threads", threads}, {"inline", inlined}, {"once", once}, {"shared-order", shared_order}, {"scatter-one", scatter_one}, {"scatter-every", scatter_every}, {"errors", errors}, {"breaks", breaks}, {"flushed", flushed}, {"unheard", unheard}, {"parted", parted}, {"sleeper", sleeper}, {"identities", identities}, {"devices", devices}, {"many", many}, {"hammer", hammer}, {"endless", endless}};
   for (unsigned i = 0; argc > 1 && i < sizeof all / sizeof *all; i++) if (!strcmp(all[i].name, argv[1])) { all[i].run(); printf("defects: ok, %s\n", argv[1]); return 0; }
   return 2;
 }
