@@ -8,14 +8,16 @@ use std::{io, string::String};
 pub struct ImageError {
     /// Name of the file, as it was given to the reader.
     pub image: String,
-    /// What is wrong.
-    #[source]
+    /// What is wrong: part of the message, and so no source of it.
     pub problem: Problem,
 }
 
 /// What is wrong with an image.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
+    /// There is no such file, or it may not be opened.
+    #[error("cannot be opened: {0}")]
+    Open(io::Error),
     /// The system would not read it.
     #[error("cannot read {len} bytes at offset {offset}: {error}")]
     Io {
@@ -35,7 +37,7 @@ pub enum Problem {
         expected: String,
     },
     /// Header.
-    #[error("{0}")]
+    #[error(transparent)]
     Header(#[from] Unreadable),
     /// The footer is not there, or is damaged.
     #[error("it does not end with a whole footer (at offset {0}): it was cut off, overwritten, or never finished")]
@@ -95,7 +97,7 @@ impl Problem {
     /// What to do about it.
     pub fn advice(&self) -> &'static str {
         match self {
-            Problem::Io { .. } => "check the path, its permissions and the disk",
+            Problem::Open(_) | Problem::Io { .. } => "check the path, its permissions and the disk",
             Problem::Header(Unreadable::NotAnImage) => "name a file of a generation's folder",
             Problem::Header(Unreadable::Version(_) | Unreadable::Unknown(..)) => {
                 "restart it with the slackwater that wrote it, or a newer one"

@@ -64,7 +64,7 @@ impl Reader {
         let name = path.display().to_string();
         match File::open(path) {
             Ok(file) => Reader::open_named(file, name),
-            Err(error) => Err(ImageError { image: name, problem: Problem::Io { offset: 0, len: 0, error } }),
+            Err(error) => Err(ImageError { image: name, problem: Problem::Open(error) }),
         }
     }
 
@@ -88,7 +88,7 @@ impl Reader {
     }
 
     fn load(file: File) -> Result<Reader, Problem> {
-        let len = file.metadata().map_err(|error| Problem::Io { offset: 0, len: 0, error })?.len();
+        let len = file.metadata().map_err(Problem::Open)?.len();
         let least = (HEADER_LEN + FOOTER_LEN) as u64;
         if len < least {
             return Err(Problem::Length { found: len, expected: format!("and no image has less than {least}") });

@@ -36,6 +36,7 @@ fn use_all(file: File) -> Result<(), String> {
     };
     look().map_err(|e: slackwater_image::error::ImageError| {
         let text = e.to_string();
+        assert!(std::error::Error::source(&e).is_none(), "who prints the chain would say it twice: {text}");
         assert!(text.starts_with("image (open file): ") && text.contains("; "), "{text}");
         text
     })

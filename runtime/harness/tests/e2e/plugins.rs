@@ -180,6 +180,9 @@ fn cutout() -> Result<()> {
     let inspected = Command::new(Kit::find()?.slackwater()).arg("inspect").args(&images).output()?;
     let inspected = String::from_utf8_lossy(&inspected.stdout).into_owned();
     ensure!(inspected.contains("plugin.table"), "`inspect` does not show the section: {inspected}");
+    let refused = Command::new(Kit::find()?.slackwater()).arg("inspect").arg(&checkpoint.path).output()?;
+    let refused = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(refused.contains("name an image in it: member-"), "of a generation's folder: {refused}");
     go_on_and_restart(&mut computation)?;
     computation.finish()
 }
