@@ -14,7 +14,7 @@ pub const MAGIC: [u8; 8] = *b"SLKIMG\r\n";
 /// First bytes of the footer, with which every whole image ends.
 pub const FOOTER_MAGIC: [u8; 8] = *b"SLKEND\x1a\n";
 /// Version of the format that this crate writes.
-pub const FORMAT: Version = Version { major: 0, minor: 3, patch: 0 };
+pub const FORMAT: Version = Version { major: 0, minor: 4, patch: 0 };
 
 /// Length of the encoded [`Header`] in bytes. Zero bytes fill the file up to the first page boundary.
 pub const HEADER_LEN: usize = 48;

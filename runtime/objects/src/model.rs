@@ -228,6 +228,8 @@ pub struct File {
     pub size: u64,
     /// Permission bits.
     pub mode: u32,
+    /// Uid and gid.
+    pub owner: (u32, u32),
     /// Modification time, nanoseconds since the epoch.
     pub mtime_ns: i64,
     /// What was in it: of files without a name, and of small ones in places that do not last (/dev/shm, /tmp).

@@ -55,6 +55,7 @@ pub fn regular(fd: i32, st: &libc::stat, link: Vec<u8>) -> Result<Kind> {
         offset,
         size: st.st_size as u64,
         mode: st.st_mode & 0o7777,
+        owner: (st.st_uid, st.st_gid),
         mtime_ns: st.st_mtime * 1_000_000_000 + st.st_mtime_nsec,
         contents: None,
     }))
@@ -70,11 +71,20 @@ pub fn contents(fd: i32, flags: i32, locks: &[Lock], file: &mut File) -> Result<
     if !(file.deleted || volatile) {
         return Ok(());
     }
+    // (EACCES otherwise: it is no description that can be read.)
+    let by_its_own = || {
+        if flags & libc::O_ACCMODE == libc::O_WRONLY { Err(sys::Errno(libc::EACCES)) } else { all_of(fd, file.size) }
+    };
     let delicate = locks.iter().any(|lock| matches!(lock.class, LockClass::Posix | LockClass::Lease));
     let taken = if delicate {
-        if flags & libc::O_ACCMODE == libc::O_WRONLY { Err(sys::Errno(libc::EACCES)) } else { all_of(fd, file.size) }
+        by_its_own()
     } else {
-        sys::open(&sys::proc_path("/proc/self/fd/", fd), libc::O_RDONLY).and_then(|own| extents(own.0, file.size))
+        match sys::open(&sys::proc_path("/proc/self/fd/", fd), libc::O_RDONLY) {
+            Ok(own) => extents(own.0, file.size),
+            // Opened by a user that the process is no more.
+            Err(sys::Errno(libc::EACCES)) => by_its_own(),
+            Err(e) => Err(e),
+        }
     };
     match taken {
         Ok(contents) => file.contents = Some(contents),

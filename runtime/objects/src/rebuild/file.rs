@@ -91,6 +91,10 @@ fn fill(fd: i32, file: &File, saved: Option<&Contents>) -> io::Result<()> {
     for (offset, bytes) in saved.iter().flat_map(|s| &s.extents) {
         os::write_at(fd, bytes, *offset)?;
     }
+    // Who may not give files away restarts what it could make itself. (Before the mode: it takes set-user-ID off.)
+    if os::owner(fd)? != file.owner {
+        let _ = os::chown(fd, file.owner);
+    }
     os::chmod(fd, file.mode)
 }
 

@@ -83,6 +83,18 @@ pub fn chmod(fd: i32, mode: u32) -> Result<()> {
     check(unsafe { libc::fchmod(fd, mode) } as i64).map(|_| ())
 }
 
+/// fchown(2).
+pub fn chown(fd: i32, (uid, gid): (u32, u32)) -> Result<()> {
+    // SAFETY: numbers.
+    check(unsafe { libc::fchown(fd, uid, gid) } as i64).map(|_| ())
+}
+
+/// Uid and gid of its file.
+pub fn owner(fd: i32) -> Result<(u32, u32)> {
+    let st = slackwater_socket::sys::fstat(fd).map_err(|e| Error::from_raw_os_error(e.0))?;
+    Ok((st.st_uid, st.st_gid))
+}
+
 /// pwrite(2), all of it.
 pub fn write_at(fd: i32, mut data: &[u8], mut offset: u64) -> Result<()> {
     while !data.is_empty() {
