@@ -69,6 +69,9 @@ pub struct TcpFacts {
     pub written: u64,
     /// Payload arrived in all.
     pub arrived: u64,
+    /// It is what the kernel keeps of one that was closed and whose end has been acknowledged (FIN_WAIT2, TIME_WAIT), or that is not
+    /// established yet: without counters.
+    pub remnant: bool,
 }
 
 /// What is left of a connection that no program holds any more.
@@ -159,11 +162,13 @@ impl Diag {
             state: answer[1],
             unread: u32_at(&answer, 56),
             inode: u32_at(&answer, 68),
+            remnant: true,
             ..TcpFacts::default()
         };
         for (kind, value) in attributes(&answer, 72) {
             if kind == 2 {
                 (out.written, out.arrived) = crate::tcp_counters(value);
+                out.remnant = false;
             }
         }
         Ok(Some(out))

@@ -26,6 +26,8 @@ pub fn quiet(fd: i32, s: &mut Socket, diag: &Diag, first: bool) -> bool {
     match diag.tcp(&s.peer, &s.local) {
         // Nobody has accepted it: what it holds is refused anyhow, as long as it is not taken apart.
         Ok(Some(peer)) if peer.inode == 0 && peer.unread > 0 && matches!(peer.state, 1 | 8) => true,
+        // What it has sent came before its end, which has arrived.
+        Ok(Some(peer)) if peer.remnant => unacknowledged == 0,
         Ok(Some(peer)) => {
             if peer.written > arrived {
                 let fixed = widen(fd);

@@ -144,6 +144,28 @@ pub fn cases() -> Vec<Case> {
         )
         .privileged(),
         Case::new(
+            "tcp-closed-by-peer-unread",
+            || {
+                // All has arrived, the end, too; the kernel keeps nothing of the other end but that it was there.
+                let (client, mut server) = tcp_pair("127.0.0.1:0");
+                let ports = [&server, &client].map(|s| s.local_addr().expect("name").port());
+                put(client, 10);
+                write_all(10, b"request");
+                server.read_exact(&mut [0; 7]).expect("read");
+                server.write_all(&pattern(100_000)).expect("write");
+                drop(server);
+                // TCP_FIN_WAIT2 5: its end has been acknowledged.
+                let there = format!("0100007F:{:04X} 0100007F:{:04X} 05", ports[0], ports[1]);
+                while !std::fs::read_to_string("/proc/net/tcp").expect("read").contains(&there) {
+                    std::thread::yield_now();
+                }
+            },
+            |_| {
+                assert_eq!(read_some(10, 100_000), pattern(100_000));
+                assert_eq!(read_once(10).expect("read"), b"");
+            },
+        ),
+        Case::new(
             "tcp-ended",
             || {
                 let (client, server) = tcp_pair("127.0.0.1:0");
